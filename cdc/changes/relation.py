@@ -1,0 +1,87 @@
+"""The shape of a source table as the stream, or the catalog, describes it.
+
+A `Relation` is immutable: when the source sends another Relation message for the same oid, that is another `Relation`
+object. A change always holds the `Relation` that was in force where it stands in the stream, so that a catalog queried
+later cannot change its meaning (the design's hazard 15). Relations are compared by identity, never by content: whoever
+caches by relation, caches by that object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ReplicaIdentity(StrEnum):
+    """How the source identifies the old row of an update or delete: ``pg_class.relreplident``."""
+
+    DEFAULT = "d"
+    INDEX = "i"
+    FULL = "f"
+    NOTHING = "n"
+
+
+@dataclass(frozen=True, slots=True)
+class DataType:
+    """A type by name, because its oid means nothing on another server.
+
+    ``sql`` is what DDL calls it, with its modifier and, outside ``pg_catalog``, its schema: ``format_type(oid, typmod)``
+    under an empty search path. ``kind`` is ``pg_type.typtype`` (b, e, c, d, r, m) or ``a`` for an array of ``element``;
+    a domain's ``element`` is its base type. ``labels`` are an enum's, in order. ``has_binary`` is false when the type
+    has no send function: its values always arrive as text.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    sql: str
+    kind: str = "b"
+    element: DataType | None = None
+    labels: tuple[str, ...] = ()
+    has_binary: bool = True
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the type has the same oid on every server."""
+        return self.schema == "pg_catalog"
+
+    @property
+    def carries_foreign_oids(self) -> bool:
+        """Whether its binary format contains oids that another server does not know (hazard 8)."""
+        if self.kind == "a" and self.element is not None:
+            return not self.element.is_builtin or self.element.carries_foreign_oids
+        if self.kind == "d" and self.element is not None:
+            return self.element.carries_foreign_oids
+        return self.kind == "c"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column as pgoutput sends it; ``is_key`` when it is part of the replica identity."""
+
+    name: str
+    type: DataType
+    is_key: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Relation:
+    """The shape of one source table at one place of the stream. Columns are in the order in which tuples hold them."""
+
+    oid: int
+    schema: str
+    name: str
+    replica_identity: ReplicaIdentity
+    columns: tuple[Column, ...]
+
+    @property
+    def qualified_name(self) -> str:
+        """``schema.table``, unquoted: the way configuration, metrics and messages name a table."""
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Indices of the columns that identify a row; empty when the source identifies none, or by the whole row."""
+        if self.replica_identity in (ReplicaIdentity.FULL, ReplicaIdentity.NOTHING):
+            return ()
+        return tuple(index for index, column in enumerate(self.columns) if column.is_key)

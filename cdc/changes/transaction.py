@@ -1,0 +1,92 @@
+"""Committed source transactions, packed: what travels from the stream to the targets.
+
+Nothing here is a row. A `Run` holds consecutive changes of one kind to one relation as the very messages that pgoutput
+sent; a target's projection turns them into COPY bytes later. A bulk INSERT of a thousand rows is one `Run`; runs keep
+the source's order, so that replaying them one after another replays the transaction.
+
+A transaction that is larger than the accumulator's limit arrives as several `Part` objects, so that memory stays
+bounded at any size. pgoutput (without streaming) sends a transaction only after its commit, so every part is known
+to be committed; only the last one knows the end LSN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from cdc.changes.relation import Relation
+from cdc.lsn import Lsn
+
+
+class Kind(IntEnum):
+    """The kind of a row change: the first byte of its pgoutput message."""
+
+    INSERT = 0x49
+    UPDATE = 0x55
+    DELETE = 0x44
+
+
+@dataclass(slots=True)
+class Run:
+    """Consecutive row changes of one kind to one relation, in the source's order.
+
+    ``rows`` are whole pgoutput messages (``I``, ``U`` or ``D``); their tuples are read by `cdc.pgoutput.tuples`.
+    """
+
+    relation: Relation
+    kind: Kind
+    rows: list[bytes] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """One TRUNCATE, of all the published relations that it emptied."""
+
+    relations: tuple[Relation, ...]
+    cascade: bool
+    restart_identity: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A logical message at its place in the stream: a heartbeat or a watermark (``pg_logical_emit_message``)."""
+
+    prefix: str
+    content: bytes
+    lsn: Lsn
+
+
+Change = Run | Truncation | Mark
+
+
+@dataclass(slots=True)
+class Part:
+    """A whole committed transaction, or one stretch of a large one.
+
+    ``commit_lsn`` is where the commit record starts, ``end_lsn`` where it ends (known on the last part only: `None`
+    says that more parts of the same transaction follow). ``commit_time_us`` counts microseconds since 2000-01-01 UTC
+    on the source's clock. ``size`` is the bytes of its messages, ``row_count`` its row changes.
+    """
+
+    xid: int
+    commit_lsn: Lsn
+    commit_time_us: int
+    is_first: bool = True
+    end_lsn: Lsn | None = None
+    changes: list[Change] = field(default_factory=list)
+    relations: set[Relation] = field(default_factory=set)
+    size: int = 0
+    row_count: int = 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the transaction ends with this part."""
+        return self.end_lsn is not None
+
+    def is_held_by(self, position: Lsn) -> bool:
+        """Whether a target at ``position`` already holds this transaction.
+
+        A position is an end LSN, so it never falls inside a commit record: the record starts before the position if and
+        only if it ends at or before it. (The end itself is not known on an early part.)
+        """
+        return self.commit_lsn < position

@@ -1,0 +1,114 @@
+"""One tree of exceptions; the type says whether trying again can help.
+
+::
+
+    CdcError                        what went wrong, where, and what to do
+     ├─ TerminalError               trying again cannot help: somebody has to act
+     │   ├─ ConfigurationError      the configuration names something that does not exist, or contradicts itself
+     │   ├─ ProtocolError           bytes of the stream that are not what PostgreSQL's manual says
+     │   ├─ SetupError              something that `cdc setup` or an administrator provides is missing
+     │   ├─ ResyncNeeded            slot and position do not meet: a target can only be loaded again
+     │   ├─ TableStopped            one table of one target cannot go on; the others can
+     │   └─ BatchRejected           a target's constraint refuses a transaction that the source committed
+     └─ TransientError              the same again, later, can succeed
+         ├─ SourceUnavailable       no connection to the source, or it was lost
+         ├─ SlotInUse               another worker holds the slot (SQLSTATE 55006)
+         ├─ TargetUnavailable       no connection to the target, or it was lost, is full, or is busy
+         └─ FenceLost               another worker has taken the target
+
+Every message is one sentence or two that a person can act on: what, where, what to do. None holds a row value or a
+secret: of an error of PostgreSQL only the SQLSTATE and the name fields (schema, table, column, constraint, type) are
+kept, because both its message and its DETAIL can quote values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ServerError:
+    """What may be repeated of an error that a PostgreSQL server sent: its code and its names, never its text.
+
+    The fields are those of the ErrorResponse message (PostgreSQL's manual, "Error and Notice Message Fields").
+    """
+
+    sqlstate: str
+    schema: str | None = None
+    table: str | None = None
+    column: str | None = None
+    constraint: str | None = None
+    type: str | None = None
+
+    def __str__(self) -> str:
+        names = [
+            f"{field} {value}"
+            for field, value in (
+                ("table", f"{self.schema}.{self.table}" if self.schema and self.table else self.table),
+                ("column", self.column),
+                ("constraint", self.constraint),
+                ("type", self.type),
+            )
+            if value
+        ]
+        return f"SQLSTATE {self.sqlstate}" + (f" ({', '.join(names)})" if names else "")
+
+
+class CdcError(Exception):
+    """Root of everything that `cdc` raises on purpose.
+
+    ``sql`` is what an operator could run to mend it, where there is such a statement; ``server`` what the server said.
+    """
+
+    def __init__(self, message: str, *, sql: str | None = None, server: ServerError | None = None) -> None:
+        super().__init__(message)
+        self.sql = sql
+        self.server = server
+
+
+class TerminalError(CdcError):
+    """Trying again cannot help: somebody has to act."""
+
+
+class TransientError(CdcError):
+    """The same again, later, can succeed."""
+
+
+class ConfigurationError(TerminalError):
+    """The configuration names something that does not exist, or contradicts itself."""
+
+
+class ProtocolError(TerminalError):
+    """Bytes of the stream that are not what PostgreSQL's manual says."""
+
+
+class SetupError(TerminalError):
+    """Something that `cdc setup` or an administrator provides is missing."""
+
+
+class ResyncNeeded(TerminalError):
+    """Slot and position do not meet: the target can only be loaded again."""
+
+
+class TableStopped(TerminalError):
+    """One table of one target cannot go on; the others can."""
+
+
+class BatchRejected(TerminalError):
+    """A target's constraint refuses a transaction that the source committed."""
+
+
+class SourceUnavailable(TransientError):
+    """No connection to the source, or it was lost."""
+
+
+class SlotInUse(TransientError):
+    """Another worker holds the slot (SQLSTATE 55006)."""
+
+
+class TargetUnavailable(TransientError):
+    """No connection to the target, or it was lost, is full, or is busy."""
+
+
+class FenceLost(TransientError):
+    """Another worker has taken the target."""

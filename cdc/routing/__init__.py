@@ -1,0 +1,1 @@
+"""Which columns and rows reach which target; pure functions."""

@@ -1,0 +1,1 @@
+"""What keeps a pipeline running: lanes, supervision, retries, health."""
