@@ -91,11 +91,49 @@ class ResyncNeeded(TerminalError):
 
 
 class TableStopped(TerminalError):
-    """One table of one target cannot go on; the others can."""
+    """One table of one target cannot go on; the others can.
+
+    ``source_table`` (``schema.table``) is the table at the source, ``commit_lsn`` (an `cdc.lsn.Lsn`) and ``xid`` the
+    transaction that it cannot take. They are `None` where it is the table's shape that does not fit, whatever comes.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        sql: str | None = None,
+        server: ServerError | None = None,
+        source_table: str | None = None,
+        commit_lsn: int | None = None,
+        xid: int | None = None,
+    ) -> None:
+        super().__init__(message, sql=sql, server=server)
+        self.source_table = source_table
+        self.commit_lsn = commit_lsn
+        self.xid = xid
 
 
 class BatchRejected(TerminalError):
-    """A target's constraint refuses a transaction that the source committed."""
+    """A target's constraint refuses a transaction that the source committed.
+
+    ``source_table`` (``schema.table``) is where at the source the refused rows come from, ``commit_lsn`` (an
+    `cdc.lsn.Lsn`) and ``xid`` name the transaction.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        source_table: str,
+        commit_lsn: int,
+        xid: int,
+        sql: str | None = None,
+        server: ServerError | None = None,
+    ) -> None:
+        super().__init__(message, sql=sql, server=server)
+        self.source_table = source_table
+        self.commit_lsn = commit_lsn
+        self.xid = xid
 
 
 class SourceUnavailable(TransientError):

@@ -19,5 +19,5 @@ def directory() -> Path:
 
 @cache
 def load(room: str, name: str) -> str:
-    """The statement in ``sql/<room>/<name>.sql``, comments included. Raises ``FileNotFoundError`` for a name that is not there."""
+    """The statement in ``sql/<room>/<name>.sql``, comments included, or ``FileNotFoundError``."""
     return (directory() / room / f"{name}.sql").read_text(encoding="utf-8")

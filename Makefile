@@ -1,0 +1,40 @@
+# Everything below works on a machine with Python 3.11 or newer and make: the servers come in a wheel.
+
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+BIN := .venv/bin
+PROCESSES ?= 2
+
+.PHONY: setup demo test lint types bench matrix pins clean
+
+setup: .venv/ready ## a virtual environment with cdc, its servers and its tools
+
+.venv/ready: requirements.txt requirements-dev.txt pyproject.toml setup.py
+	$(or $(PYTHON),$(error Python 3.11 or newer is needed)) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . && touch $@
+
+demo: setup ## one source, three targets, a killed worker, and a comparison at the end
+	$(BIN)/cdc demo $(ARGS)
+
+test: lint types ## lint, types, import rules, and all tests
+	$(BIN)/pytest --quiet -n $(PROCESSES) $(ARGS)
+
+lint: setup ## style, and which room imports which
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+
+types: setup ## mypy --strict
+	$(BIN)/mypy
+
+bench: setup ## cdc beside PostgreSQL's own subscription, on the same servers
+	$(BIN)/python -m tests.bench $(ARGS)
+
+matrix: setup ## the tests on other servers: make matrix SERVERS="/usr/lib/postgresql/15/bin …"
+	for bin in $(SERVERS); do CDC_TEST_PG_BIN=$$bin $(BIN)/pytest --quiet -n $(PROCESSES) $(ARGS) || exit 1; done
+
+pins: ## requirements.txt and requirements-dev.txt anew, from the lower bounds
+	.ci/pins $(or $(PYTHON),$(error Python 3.11 or newer is needed))
+
+clean: ## what the others leave behind
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

