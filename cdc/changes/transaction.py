@@ -65,7 +65,8 @@ class Part:
 
     ``commit_lsn`` is where the commit record starts, ``end_lsn`` where it ends (known on the last part only: `None`
     says that more parts of the same transaction follow). ``commit_time_us`` counts microseconds since 2000-01-01 UTC
-    on the source's clock. ``size`` is the bytes of its messages, ``row_count`` its row changes.
+    on the source's clock. ``marks`` are those of ``changes`` that are marks. ``size`` is the bytes of its messages,
+    ``row_count`` its row changes.
     """
 
     xid: int
@@ -75,6 +76,7 @@ class Part:
     end_lsn: Lsn | None = None
     changes: list[Change] = field(default_factory=list)
     relations: set[Relation] = field(default_factory=set)
+    marks: list[Mark] = field(default_factory=list)
     size: int = 0
     row_count: int = 0
 

@@ -1,3 +1,4 @@
 """The logical replication protocol and the pgoutput plugin, as bytes to messages.
 
-Sans I/O: no socket, no SQL, no asyncio. Usable alone."""
+Sans I/O: no socket, no SQL, no asyncio. Usable alone.
+"""

@@ -1,0 +1,200 @@
+"""From pgoutput messages to whole transactions.
+
+`Accumulator` is fed the messages of one replication stream, in order, and hands out `Part` objects. It keeps row changes as the
+bytes they came in and looks only at their first five: the kind and the relation's oid. It does no I/O; when a
+relation uses a type it has not met, it stops with `UnknownTypes`, the caller asks the source's catalog, and feeds the rest.
+
+pgoutput (protocol 1) sends transactions one after another, in the order of their commits, never interleaved
+(PostgreSQL's manual, "Logical Streaming Replication Protocol"), so one open transaction is all the state there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
+from typing import NoReturn
+
+from cdc.changes.relation import Column, DataType, Relation, ReplicaIdentity
+from cdc.changes.transaction import Kind, Mark, Part, Run, Truncation
+from cdc.errors import ProtocolError
+from cdc.pgoutput.decoder import decode
+from cdc.pgoutput.messages import Begin, Commit, LogicalMessage, Origin, RelationMessage, Truncate, Type
+
+DEFAULT_PART_BYTES = 8 * 1024 * 1024
+"""Where a large transaction is cut. Large enough that a part's fixed costs (a COPY and a statement per table) vanish,
+small enough that several targets can hold a few parts each within a container of 256 MB."""
+
+_RELATION_OID = Struct(">I").unpack_from
+_KINDS = {int(kind): kind for kind in Kind}
+
+TypeKey = tuple[int, int]
+"""A type's oid and its modifier (-1 for none): what a Relation message says of a column."""
+
+
+class UnknownTypes(Exception):
+    """A relation uses types whose names are not known yet: learn ``keys`` and feed ``remaining``.
+
+    Control flow, not an error: nothing of ``remaining`` has been taken in.
+    """
+
+    def __init__(self, keys: frozenset[TypeKey], remaining: Sequence[bytes]) -> None:
+        super().__init__(f"{len(keys)} types to look up")
+        self.keys = keys
+        self.remaining = remaining
+
+
+class Accumulator:
+    """Collects the messages of one stream into parts.
+
+    One accumulator serves one replication connection: after a reconnection the source describes its relations again.
+    """
+
+    def __init__(self, *, part_bytes: int = DEFAULT_PART_BYTES) -> None:
+        self._part_bytes = part_bytes
+        self._relations: dict[int, Relation] = {}
+        self._descriptions: dict[int, bytes] = {}
+        self._types: dict[TypeKey, DataType] = {}
+        self._type_names: dict[int, tuple[str, str]] = {}
+        self._ready: list[Part] = []
+        self._open: Part | None = None
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction has begun whose commit has not been fed yet."""
+        return self._open is not None
+
+    def learn(self, types: dict[TypeKey, DataType], asked: frozenset[TypeKey]) -> None:
+        """Take what the catalog said about ``asked``.
+
+        A type that the catalog no longer knows has been dropped since the change was made; the stream's own Type
+        message then has its name (hazard 15: the message describes the past).
+        """
+        self._types.update(types)
+        for oid, modifier in asked - types.keys():
+            schema, name = self._type_names.get(oid, ("pg_catalog", f"unknown type {oid}"))
+            self._types[oid, modifier] = DataType(oid=oid, schema=schema, name=name, sql=f'"{schema}"."{name}"')
+
+    def take(self) -> list[Part]:
+        """The parts that are complete since the last call, in order."""
+        ready, self._ready = self._ready, []
+        return ready
+
+    def feed(self, messages: Sequence[bytes]) -> None:
+        """Take in messages, in the stream's order.
+
+        Raises `UnknownTypes` to be fed again, and `ProtocolError` for bytes that are not pgoutput's.
+        """
+        open_part = self._open
+        run: Run | None = None
+        run_oid = run_kind = -1
+        for index, message in enumerate(messages):
+            kind = message[0] if message else -1
+            if kind == 0x49 or kind == 0x55 or kind == 0x44:  # I, U, D: nearly all there is
+                if len(message) < 7:
+                    _damaged(message)
+                oid = _RELATION_OID(message, 1)[0]
+                if run is None or oid != run_oid or kind != run_kind:
+                    if open_part is None:
+                        _damaged(message)
+                    relation = self._relations.get(oid)
+                    if relation is None:
+                        raise ProtocolError(f"the stream changes relation {oid} without having described it")
+                    run = Run(relation, _KINDS[kind])
+                    run_oid, run_kind = oid, kind
+                    open_part.changes.append(run)
+                    open_part.relations.add(relation)
+                assert open_part is not None  # a run exists only inside a transaction
+                run.rows.append(message)
+                open_part.row_count += 1
+                open_part.size += len(message)
+                if open_part.size > self._part_bytes:
+                    open_part, run = self._cut(open_part), None
+                continue
+            run = None
+            try:
+                open_part = self._control(message, open_part)
+            except _NeedTypes as need:
+                self._open = open_part
+                raise UnknownTypes(need.keys, messages[index:]) from None
+        self._open = open_part
+
+    def _control(self, message: bytes, part: Part | None) -> Part | None:
+        """Everything that is not a row; returns the transaction that is open afterwards."""
+        decoded = decode(message)
+        match decoded:
+            case Begin():
+                if part is not None:
+                    _damaged(message)
+                return Part(decoded.xid, decoded.final_lsn, decoded.commit_time_us)
+            case Commit():
+                if part is None or decoded.commit_lsn != part.commit_lsn:
+                    _damaged(message)
+                part.end_lsn = decoded.end_lsn
+                self._ready.append(part)
+                return None
+            case RelationMessage():
+                self._describe(decoded, message)
+            case Type():
+                self._type_names[decoded.oid] = (decoded.schema, decoded.name)
+            case Truncate():
+                if part is None:
+                    _damaged(message)
+                relations = tuple(self._relations[oid] for oid in decoded.oids if oid in self._relations)
+                if len(relations) != len(decoded.oids):
+                    raise ProtocolError("the stream truncates a relation without having described it")
+                part.changes.append(Truncation(relations, decoded.cascade, decoded.restart_identity))
+                part.relations.update(relations)
+                part.size += len(message)
+            case LogicalMessage():
+                self._mark(decoded, part)
+            case Origin():
+                pass
+            case _:
+                _damaged(message)
+        return part
+
+    def _mark(self, message: LogicalMessage, part: Part | None) -> None:
+        # A message outside a transaction is delivered at once and belongs to no commit: nothing of ours is sent so.
+        if part is not None:
+            mark = Mark(message.prefix, message.content, message.lsn)
+            part.changes.append(mark)
+            part.marks.append(mark)
+            part.size += len(message.content)
+
+    def _describe(self, message: RelationMessage, raw: bytes) -> None:
+        # The source repeats a description after any invalidation (an ANALYZE is enough). The same description keeps the
+        # same object, so that whatever is cached by relation stays.
+        if self._descriptions.get(message.oid) == raw:
+            return
+        keys = frozenset((column.type_oid, column.typmod) for column in message.columns)
+        missing = keys - self._types.keys()
+        if missing:
+            raise _NeedTypes(missing)
+        try:
+            identity = ReplicaIdentity(message.replica_identity)
+        except ValueError:
+            raise ProtocolError(f"relation {message.oid} has a replica identity that is not known") from None
+        columns = tuple(
+            Column(column.name, self._types[column.type_oid, column.typmod], bool(column.flags & 1))
+            for column in message.columns
+        )
+        self._relations[message.oid] = Relation(message.oid, message.schema, message.name, identity, columns)
+        self._descriptions[message.oid] = raw
+
+    def _cut(self, part: Part) -> Part:
+        """End a part in the middle of its transaction and begin the next."""
+        self._ready.append(part)
+        return Part(part.xid, part.commit_lsn, part.commit_time_us, is_first=False)
+
+
+class _NeedTypes(Exception):
+    def __init__(self, keys: frozenset[TypeKey]) -> None:
+        super().__init__()
+        self.keys = keys
+
+
+def _damaged(message: bytes) -> NoReturn:
+    name = chr(message[0]) if message and 0x41 <= message[0] <= 0x7A else "?"
+    raise ProtocolError(
+        f"the stream is damaged: a message of type {name!r} and {len(message)} bytes stands where it cannot be"
+    )

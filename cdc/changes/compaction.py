@@ -1,0 +1,172 @@
+"""What a stretch of changes to one target table comes to, key by key.
+
+The changes of a stretch are folded so that each key has one outcome: *insert*, *update*, *delete*, or nothing. The
+outcomes can then be applied set by set, in any order of the keys. What makes that right:
+
+- The first change of a key says whether the row existed before (an update or delete says yes, an insert no); what
+  follows only changes the row to be. So an insert after a delete is a replacement, an insert and a delete are nothing.
+- Keys are compared as bytes. Two different byte strings can be equal for the database (``1.0`` and ``1.00``), but the
+  source sends a row's old key whenever its bytes change, so that every change names the row by the bytes it has.
+- An update that lacks unchanged TOASTed values (hazard 6) is merged into what the stretch knows of the row; where
+  it knows nothing, the outcome is a partial update.
+- A change of the key from k to k2 is the deletion of k and the insertion of k2. Where that cannot be (a value of the
+  row is not known, or the target's row must live on because others refer to it), it stays what it was, a `KeyChange`, and
+  ends the stretch: a new one begins behind it.
+
+A change that contradicts what the stretch knows (an insert of a key that is there) raises `Contradiction`: folding has no
+answer, replaying in the source's order has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cdc.changes.row_reader import Fields, FormatChanged, Key, KeyNotSent, RowReader, key_fields, places_unchanged
+from cdc.changes.transaction import Kind
+from cdc.pgoutput.tuples import FIRST_MARKER, FIRST_TUPLE, NEW, UNCHANGED, UnexpectedFormat, read_fields
+
+
+class Contradiction(Exception):
+    """A change does not fit what came before it in the same stretch. Control flow: it says nothing about the row."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one stretch comes to: rows to insert, to update and to delete, every key at most once in all.
+
+    ``updates`` are grouped by the places whose values are not known and stay as they are (`UNCHANGED`); ``()`` holds the
+    full ones. ``deletes`` are the key's fields.
+    """
+
+    inserts: list[Fields] = field(default_factory=list)
+    updates: dict[tuple[int, ...], list[Fields]] = field(default_factory=dict)
+    deletes: list[tuple[bytes, ...]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.inserts or self.updates or self.deletes)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyChange:
+    """One update that changes the key in place: the old key's fields, and the new row, which may lack values."""
+
+    old_key: tuple[bytes, ...]
+    fields: Fields
+
+
+Stretch = Outcome | KeyChange
+
+
+class Compaction:
+    """Folds the changes of one target table. Add them in the source's order; `finish` gives the stretches in order.
+
+    ``keeps_rows`` says that a change of the key must keep the target's row (foreign keys refer to it, or it has columns
+    that the source does not know).
+    """
+
+    def __init__(self, *, keeps_rows: bool) -> None:
+        self._keeps_rows = keeps_rows
+        self._finished: list[Stretch] = []
+        self._rows: dict[Key, Fields | None] = {}  # the row to be; None: it is gone
+        self._fresh: set[Key] = set()  # keys that did not exist before the stretch
+
+    def add(self, reader: RowReader, kind: Kind, rows: Sequence[bytes]) -> None:
+        """Fold in messages of one kind and relation.
+
+        Raises `Contradiction`, `KeyNotSent`, `FormatChanged`, and `ProtocolError` for bytes that are none of pgoutput's.
+        """
+        try:
+            if kind is Kind.UPDATE:
+                self._update(reader, rows)
+            elif kind is Kind.INSERT:
+                for message in rows:
+                    fields = reader.new_row(message)
+                    self._insert(reader.key_of(fields), fields)
+            else:
+                for message in rows:
+                    self._delete(reader.key_of(reader.old_row(message)))
+        except UnexpectedFormat as error:
+            raise FormatChanged(reader.relation, error.column_index) from None
+
+    def finish(self) -> list[Stretch]:
+        """All stretches, in order; most often one `Outcome`. The compaction is empty afterwards."""
+        self._end_stretch()
+        finished, self._finished = self._finished, []
+        return finished
+
+    def _insert(self, key: Key, fields: Fields) -> None:
+        if key not in self._rows:
+            self._fresh.add(key)
+        elif self._rows[key] is not None:
+            raise Contradiction
+        self._rows[key] = fields
+
+    def _delete(self, key: Key) -> None:
+        if key in self._rows and self._rows[key] is None:
+            raise Contradiction
+        self._rows[key] = None
+
+    def _update(self, reader: RowReader, messages: Sequence[bytes]) -> None:
+        # The loop of every busy table: one reading and one or two looks into a dictionary a row.
+        rows, wire, pick, key_of = self._rows, reader.wire, reader.pick, reader.key_of
+        for message in messages:
+            if message[FIRST_MARKER] != NEW:
+                self._update_with_old_row(reader, message)
+                rows = self._rows
+                continue
+            row, _ = read_fields(message, FIRST_TUPLE, wire)
+            fields = row if pick is None else pick(row)
+            key = key_of(fields)
+            if UNCHANGED in fields:
+                _require_key(reader, fields)
+                fields = _merge(rows.get(key), fields)
+            if key in rows and rows[key] is None:
+                raise Contradiction
+            rows[key] = fields
+
+    def _update_with_old_row(self, reader: RowReader, message: bytes) -> None:
+        old, new = reader.old_and_new(message)
+        assert old is not None  # the caller has seen its marker
+        _require_key(reader, new)
+        old_key, new_key = reader.key_of(old), reader.key_of(new)
+        known = self._rows.get(old_key)
+        if known is None and old_key in self._rows:
+            raise Contradiction
+        fields = _merge(known, new)
+        if old_key == new_key:
+            self._rows[old_key] = fields
+        elif self._keeps_rows or UNCHANGED in fields:
+            self._end_stretch()
+            self._finished.append(KeyChange(key_fields(old_key), new))
+        else:
+            self._delete(old_key)
+            self._insert(new_key, fields)
+
+    def _end_stretch(self) -> None:
+        outcome, fresh = Outcome(), self._fresh
+        for key, fields in self._rows.items():
+            if fields is None:
+                if key not in fresh:
+                    outcome.deletes.append(key_fields(key))
+            elif key in fresh:
+                outcome.inserts.append(fields)
+            elif UNCHANGED in fields:
+                outcome.updates.setdefault(places_unchanged(fields), []).append(fields)
+            else:
+                outcome.updates.setdefault((), []).append(fields)
+        if outcome:
+            self._finished.append(outcome)
+        self._rows, self._fresh = {}, set()
+
+
+def _merge(known: Fields | None, fields: Fields) -> Fields:
+    """Fill the values that the source did not send with those that are known."""
+    if known is None or UNCHANGED not in fields:
+        return fields
+    return [old if new is UNCHANGED else new for old, new in zip(known, fields, strict=True)]
+
+
+def _require_key(reader: RowReader, fields: Fields) -> None:
+    if any(fields[place] is UNCHANGED for place in reader.key):
+        raise KeyNotSent
