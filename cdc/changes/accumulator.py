@@ -1,8 +1,9 @@
 """From pgoutput messages to whole transactions.
 
-`Accumulator` is fed the messages of one replication stream, in order, and hands out `Part` objects. It keeps row changes as the
-bytes they came in and looks only at their first five: the kind and the relation's oid. It does no I/O; when a
-relation uses a type it has not met, it stops with `UnknownTypes`, the caller asks the source's catalog, and feeds the rest.
+`Accumulator` is fed the messages of one replication stream, in order, and hands out `Part` objects. It keeps row
+changes as the bytes they came in and looks only at their first five: the kind and the relation's oid. It does no I/O;
+when a relation uses a type it has not met, it stops with `UnknownTypes`, the caller asks the source's catalog, and
+feeds the rest.
 
 pgoutput (protocol 1) sends transactions one after another, in the order of their commits, never interleaved
 (PostgreSQL's manual, "Logical Streaming Replication Protocol"), so one open transaction is all the state there is.

@@ -10,11 +10,11 @@ outcomes can then be applied set by set, in any order of the keys. What makes th
 - An update that lacks unchanged TOASTed values (hazard 6) is merged into what the stretch knows of the row; where
   it knows nothing, the outcome is a partial update.
 - A change of the key from k to k2 is the deletion of k and the insertion of k2. Where that cannot be (a value of the
-  row is not known, or the target's row must live on because others refer to it), it stays what it was, a `KeyChange`, and
-  ends the stretch: a new one begins behind it.
+  row is not known, or the target's row must live on because others refer to it), it stays what it was, a `KeyChange`,
+  and ends the stretch: a new one begins behind it.
 
-A change that contradicts what the stretch knows (an insert of a key that is there) raises `Contradiction`: folding has no
-answer, replaying in the source's order has.
+A change that contradicts what the stretch knows (an insert of a key that is there) raises `Contradiction`: folding has
+no answer, replaying in the source's order has.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Contradiction(Exception):
 class Outcome:
     """What one stretch comes to: rows to insert, to update and to delete, every key at most once in all.
 
-    ``updates`` are grouped by the places whose values are not known and stay as they are (`UNCHANGED`); ``()`` holds the
-    full ones. ``deletes`` are the key's fields.
+    ``updates`` are grouped by the places whose values are not known and stay as they are (`UNCHANGED`); ``()`` holds
+    the full ones. ``deletes`` are the key's fields.
     """
 
     inserts: list[Fields] = field(default_factory=list)
@@ -74,7 +74,8 @@ class Compaction:
     def add(self, reader: RowReader, kind: Kind, rows: Sequence[bytes]) -> None:
         """Fold in messages of one kind and relation.
 
-        Raises `Contradiction`, `KeyNotSent`, `FormatChanged`, and `ProtocolError` for bytes that are none of pgoutput's.
+        Raises `Contradiction`, `KeyNotSent`, `FormatChanged`, and `ProtocolError` for bytes that are none of
+        pgoutput's.
         """
         try:
             if kind is Kind.UPDATE:

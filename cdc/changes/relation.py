@@ -25,10 +25,10 @@ class ReplicaIdentity(StrEnum):
 class DataType:
     """A type by name, because its oid means nothing on another server.
 
-    ``sql`` is what DDL calls it, with its modifier and, outside ``pg_catalog``, its schema: ``format_type(oid, typmod)``
-    under an empty search path. ``kind`` is ``pg_type.typtype`` (b, e, c, d, r, m) or ``a`` for an array of ``element``;
-    a domain's ``element`` is its base type. ``labels`` are an enum's, in order. ``has_binary`` is false when the type
-    has no send function: its values always arrive as text.
+    ``sql`` is what DDL calls it, with its modifier and, outside ``pg_catalog``, its schema: ``format_type(oid,
+    typmod)`` under an empty search path. ``kind`` is ``pg_type.typtype`` (b, e, c, d, r, m) or ``a`` for an array of
+    ``element``; a domain's ``element`` is its base type. ``labels`` are an enum's, in order. ``has_binary`` is false
+    when the type has no send function: its values always arrive as text.
     """
 
     oid: int

@@ -1,7 +1,8 @@
 """From a row's message to the fields that one target wants of it.
 
-A `RowReader` belongs to one relation and one projection. It picks fields and never parses one; a field is the bytes that
-``COPY … (FORMAT binary)`` wants (cdc.pgoutput.tuples). Loops over many rows use its parts directly, which saves a call a row.
+A `RowReader` belongs to one relation and one projection. It picks fields and never parses one; a field is the bytes
+that ``COPY … (FORMAT binary)`` wants (cdc.pgoutput.tuples). Loops over many rows use its parts directly, which saves a
+call a row.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class FormatChanged(Exception):
 
 
 class KeyNotSent(Exception):
-    """An update whose key is TOASTed, unchanged, and was not sent beside it. Control flow: nothing is known of the row."""
+    """An update whose key is TOASTed, unchanged, and not sent beside it. Control flow: nothing is known of the row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,9 @@ class RowReader:
 
     Its methods raise `cdc.pgoutput.tuples.UnexpectedFormat`; whoever loops turns that into `FormatChanged`.
 
-    ``wire`` is the format expected per column of the relation, ``pick`` takes the travelling ones (`None` when all travel
-    in their order), ``key`` are the places of the key among those, ``key_of`` takes it (meaningless without a key).
+    ``wire`` is the format expected per column of the relation, ``pick`` takes the travelling ones (`None` when all
+    travel in their order), ``key`` are the places of the key among those, ``key_of`` takes it (meaningless without a
+    key).
     """
 
     relation: Relation
@@ -80,7 +82,7 @@ class RowReader:
 
 
 def row_reader(relation: Relation, wire: bytes, indices: tuple[int, ...], key: tuple[int, ...]) -> RowReader:
-    """Build the reader of ``relation`` with formats ``wire`` for its columns ``indices``, the key at ``key`` of those."""
+    """The reader of ``relation`` with formats ``wire``, for its columns ``indices``; the key is at ``key`` of those."""
     pick: Callable[[list[bytes]], Fields] | None
     if indices == tuple(range(len(wire))):
         pick = None

@@ -235,33 +235,21 @@ class WorkerConfig(BaseModel):
     """When given, ``/metrics`` asks for it (HTTP basic authentication, any user name): for platforms where the port is
     public."""
 
-    retry_initial_s: float = Field(default=0.2, gt=0, le=60)
-    """Seconds before the first retry of something that can succeed later. They double, with jitter, up to the next."""
-
-    retry_max_s: float = Field(default=30.0, gt=0, le=3600)
-    """Longest wait between two retries. Retries never end: half a minute is short enough to be back soon after an
-    outage of any length."""
-
     connect_timeout_s: float = Field(default=10.0, gt=0, le=600)
-    """Seconds that opening a connection may take."""
+    """Seconds that opening a connection to a target may take."""
 
     lock_timeout_s: float = Field(default=5.0, ge=0, le=3600)
     """Seconds that a statement on a target waits for a lock before the batch is rolled back and tried again: whoever
     queues behind us must not wait for the report that we wait for (hazard 16)."""
 
     detach_after_s: float = Field(default=300.0, gt=0)
-    """Seconds after which a target that has failed or stalled gets a lane of its own, so that the others move on."""
+    """Seconds for which the others wait for a target whose queue is full. After that they go on without it; what it
+    lacks stays in the slot until it is back."""
 
     @property
     def metrics_host_and_port(self) -> tuple[str, int]:
         """``metrics_address``, taken apart."""
         return parse_address(self.metrics_address)
-
-    @model_validator(mode="after")
-    def _waits_agree(self) -> Self:
-        if self.retry_max_s < self.retry_initial_s:
-            raise ValueError("retry_max_s is shorter than retry_initial_s")
-        return self
 
 
 class LogsConfig(BaseModel):

@@ -75,9 +75,7 @@ def test_a_large_transaction_is_cut_and_only_its_last_part_knows_the_end() -> No
 
 
 def test_a_relation_that_is_described_again_alike_stays_the_same_object() -> None:
-    first, second = fed(
-        begin(1), relation(7), insert(7), commit(1), begin(2), relation(7), insert(7), commit(2)
-    )
+    first, second = fed(begin(1), relation(7), insert(7), commit(1), begin(2), relation(7), insert(7), commit(2))
     assert first.relations == second.relations
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cdc.errors import ProtocolError
 from cdc.pgoutput import layouts
-from cdc.pgoutput.messages import Insert, Value
 from cdc.pgoutput.layouts import LayoutReader
+from cdc.pgoutput.messages import Insert, Value
 from cdc.pgoutput.tuples import INSERT_TUPLE, NULL, UNCHANGED, UnexpectedFormat, read_fields
 from tests.unit.pgoutput_encoder import encode
 

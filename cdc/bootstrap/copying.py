@@ -1,0 +1,232 @@
+"""One range of one table, from the source to a target: bytes, unparsed, in one transaction on either side.
+
+What `Job.copy` promises when it returns: the rows of the range, as the snapshot shows them, are in the target exactly
+once, and durable. However often it had to try: a try that failed left nothing, because its rows are one transaction of
+the target; a COMMIT without an answer is asked after by its transaction id, never repeated blindly.
+
+On the source a range is a short REPEATABLE READ READ ONLY transaction that imports the shared snapshot. A rewrite of
+the table (`ALTER TYPE`, a volatile default) or a TRUNCATE that is younger than the snapshot would make it read no rows,
+without an error (hazard 23): under the table's lock the file that the snapshot's catalog names must be the one that is
+there now. Where it is not, or the snapshot is gone, or a column is, `SnapshotTooOld` says so: the table is then copied
+again from a newer one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import asyncpg
+import psycopg
+import tenacity
+
+from cdc import statements
+from cdc.bootstrap.courtesy import Copies
+from cdc.bootstrap.pipe import read_copy
+from cdc.bootstrap.plan import TableCopy
+from cdc.bootstrap.ranges import PageRange
+from cdc.errors import CdcError, FenceLost, TargetUnavailable, TransientError
+from cdc.identifiers import quote_qualified
+from cdc.source import connection as source
+from cdc.target import session as target
+
+LOCK_TIMEOUT_S = 10
+"""How long a copy waits for its table's ACCESS SHARE lock. It holds nothing meanwhile, but a queue behind a DDL statement is
+no place to stay for hours: the try ends, and the next one begins after a jittered wait."""
+
+TRIES = 30
+"""How often a range is tried before the run gives up. Waits grow to half a minute, so this outlasts a restart, a fail-over
+or a long migration (about ten minutes), and a run that gave up resumes with the tables that remain."""
+
+
+class SnapshotTooOld(Exception):
+    """The table cannot be read through this snapshot: it was rewritten, emptied or changed since, or the snapshot is gone.
+
+    Never leaves this package.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class TargetAccess:
+    """How a job reaches one target: its DSN, its name, and the fence that shows the target is still ours."""
+
+    name: str
+    dsn: str
+    pipeline: str
+    fence: int
+
+
+@dataclass(slots=True)
+class Job:
+    """One of the workers that copy in parallel: at most one connection to the source and one to each target.
+
+    Connections are opened when they are needed and given up after any failure.
+    """
+
+    source_dsn: str
+    application_name: str
+    copies: Copies
+    _source: source.Connection | None = None
+    _targets: dict[str, target.Session] = field(default_factory=dict)
+
+    async def copy(self, access: TargetAccess, copy: TableCopy, pages: PageRange, snapshot: str) -> tuple[int, int]:
+        """Copy one range; returns its rows and bytes.
+
+        Raises `SnapshotTooOld`, `FenceLost` when somebody else has taken the target, the last `TransientError` after
+        `TRIES`, and what cannot pass at once.
+        """
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(lambda e: isinstance(e, TransientError) and not isinstance(e, FenceLost)),
+            wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
+            stop=tenacity.stop_after_attempt(TRIES),
+            reraise=True,
+        )
+        return await retrying(self._try, access, copy, pages, snapshot)
+
+    async def session(self, access: TargetAccess) -> target.Session:
+        """This job's session on a target."""
+        session = self._targets.get(access.name)
+        if session is None or session.connection.is_closed():
+            session = await target.connect(access.dsn, application_name=self.application_name, target=access.name)
+            self._targets[access.name] = session
+        return session
+
+    async def close(self) -> None:
+        """Close every connection of the job."""
+        await self._drop_source()
+        sessions = list(self._targets.values())
+        self._targets.clear()
+        for session in sessions:
+            await session.close()
+
+    async def _try(self, access: TargetAccess, copy: TableCopy, pages: PageRange, snapshot: str) -> tuple[int, int]:
+        session = await self.session(access)
+        if self._source is None:
+            self._source = await source.connect(self.source_dsn, application_name=self.application_name)
+        try:
+            with self.copies.copying(self._source):
+                await _begin(self._source, copy, snapshot)
+                counted = await self._write(access, session, copy, _read(self._source, copy, pages))
+            await self._source.execute("COMMIT")
+        except (CdcError, SnapshotTooOld, asyncio.CancelledError):
+            # Whatever state it is in, maybe in the middle of a COPY: a new connection costs less than finding out.
+            await self._drop_source()
+            raise
+        except psycopg.Error:
+            # Only the COMMIT of a transaction that read: nothing depends on it.
+            await self._drop_source()
+        return counted
+
+    async def _write(
+        self, access: TargetAccess, session: target.Session, copy: TableCopy, chunks: AsyncIterator[bytes]
+    ) -> tuple[int, int]:
+        connection = session.connection
+        size = 0
+
+        async def counted() -> AsyncIterator[bytes]:
+            nonlocal size
+            async for chunk in chunks:
+                size += len(chunk)
+                yield chunk
+
+        with target.target_errors(f"copying {copy.route.source_name} into {copy.route.target_name}", session.where):
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                xid = str(await connection.fetchval("SELECT pg_catalog.pg_current_xact_id()::text"))
+                status = await connection.copy_to_table(
+                    copy.route.target_table,
+                    schema_name=copy.route.target_schema,
+                    columns=list(copy.target_columns),
+                    source=counted(),
+                    format=copy.format,
+                )
+                await hold_fence(connection, access)
+            except BaseException:
+                await _abandon(session, transaction)
+                raise
+        try:
+            await transaction.commit()
+        except Exception as error:
+            if not target.is_driver_error(error):
+                raise
+            failure = target.translate(error, f"committing rows of {copy.route.target_name}", session.where)
+            backend = connection.get_server_pid()
+            connection.terminate()
+            if not isinstance(failure, TargetUnavailable):
+                raise failure from None
+            await self._resolve(access, xid, backend, failure)
+        return int(status.split()[1]), size
+
+    async def _resolve(self, access: TargetAccess, xid: str, backend: int, failure: CdcError) -> None:
+        """Find out what became of a COMMIT that got no answer; raise ``failure`` when its rows are not there."""
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(TargetUnavailable)
+            | tenacity.retry_if_result(lambda outcome: outcome == "in progress"),
+            wait=tenacity.wait_random_exponential(multiplier=0.2, max=30),
+            stop=tenacity.stop_after_attempt(TRIES),
+        )
+        try:
+            outcome: str = await retrying(self._outcome, access, xid, backend)
+        except tenacity.RetryError:
+            raise failure from None
+        if outcome != "committed":
+            raise failure
+
+    async def _outcome(self, access: TargetAccess, xid: str, backend: int) -> str:
+        session = await self.session(access)
+        with target.target_errors("asking what became of a COMMIT", session.where):
+            await session.connection.execute(statements.load("target", "copy_end_backend"), backend, xid)
+            return str(await session.connection.fetchval(statements.load("target", "copy_outcome"), xid))
+
+    async def _drop_source(self) -> None:
+        connection, self._source = self._source, None
+        if connection is not None:
+            await connection.close()
+
+
+async def hold_fence(connection: asyncpg.Connection, access: TargetAccess) -> None:
+    """Make sure that the target is ours until the transaction that is open on ``connection`` ends. Raises `FenceLost`."""
+    if await connection.fetchrow(statements.load("target", "copy_hold_fence"), access.pipeline, access.fence) is None:
+        raise FenceLost(f"target {access.name} was taken by another worker or bootstrap; this one ends")
+
+
+async def _begin(connection: source.Connection, copy: TableCopy, snapshot: str) -> None:
+    """Import the snapshot, lock the table, and see that the snapshot still shows its rows (hazard 23)."""
+    name = quote_qualified(copy.route.source_schema, copy.route.source_table)
+    with source.source_errors(f"copy {copy.route.source_name}"):
+        await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            await connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'".encode())
+        except (psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedObject):
+            raise SnapshotTooOld(f"{copy.route.source_name}: the snapshot is gone") from None
+        try:
+            await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'".encode())
+            await connection.execute(f"LOCK TABLE ONLY {name} IN ACCESS SHARE MODE".encode())
+            cursor = await connection.execute(statements.load("source", "copy_is_readable"), {"table": name})
+            row = await cursor.fetchone()
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            raise SnapshotTooOld(f"{copy.route.source_name}: the table is gone") from None
+    if row is None or row[0] is not True:
+        raise SnapshotTooOld(f"{copy.route.source_name}: the table was rewritten or emptied after the snapshot")
+
+
+async def _read(connection: source.Connection, copy: TableCopy, pages: PageRange) -> AsyncIterator[bytes]:
+    """The bytes of a range. Translates here, because the target's driver passes on what a source of bytes raises."""
+    with source.source_errors(f"copy {copy.route.source_name}"):
+        try:
+            async for chunk in read_copy(connection, copy.statement(pages)):
+                yield chunk
+        except psycopg.errors.UndefinedColumn:
+            raise SnapshotTooOld(f"{copy.route.source_name}: a column is gone") from None
+
+
+async def _abandon(session: target.Session, transaction: asyncpg.transaction.Transaction) -> None:
+    """Roll back; where that fails the connection is of no more use."""
+    try:
+        await transaction.rollback()
+    except Exception as error:
+        if not target.is_driver_error(error):
+            raise
+        session.connection.terminate()

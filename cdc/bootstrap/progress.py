@@ -1,0 +1,207 @@
+"""What a person sees while a bootstrap runs, and what is said at its end.
+
+A bootstrap talks to a `Progress`: bars on a terminal, a log line a minute elsewhere, nothing in tests. Rows and bytes
+count only what is committed on the target; a range that has to be read again is counted once. No row value comes here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self
+
+import structlog
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from cdc.lsn import Lsn
+
+LOG_INTERVAL_S = 60.0
+"""Between two log lines where there is no terminal: a copy of twelve hours then has 720 of them."""
+
+
+class Progress(Protocol):
+    """What a bootstrap reports, as it happens. ``table`` is ``schema.table`` at the target."""
+
+    def begin(self, target: str, table: str, ranges: int) -> None:
+        """The copy of a table begins (again, when it was begun before), in so many ranges."""
+
+    def copied(self, target: str, table: str, rows: int, size: int) -> None:
+        """One range is committed on the target: its rows and bytes."""
+
+    def finish(self, target: str, table: str) -> None:
+        """The table is complete, with its primary key."""
+
+    def say(self, message: str) -> None:
+        """Something that an operator should read, one sentence."""
+
+
+class Silence:
+    """A `Progress` that says nothing."""
+
+    def begin(self, target: str, table: str, ranges: int) -> None:
+        """Nothing."""
+
+    def copied(self, target: str, table: str, rows: int, size: int) -> None:
+        """Nothing."""
+
+    def finish(self, target: str, table: str) -> None:
+        """Nothing."""
+
+    def say(self, message: str) -> None:
+        """Nothing."""
+
+
+@dataclass(slots=True)
+class _Count:
+    """What has been copied into one target."""
+
+    tables_begun: set[str] = field(default_factory=set)
+    tables_done: int = 0
+    rows: int = 0
+    size: int = 0
+
+
+class LogLines:
+    """A `Progress` for where there is no terminal: what happens rarely at once, the counts once a minute."""
+
+    def __init__(self) -> None:
+        self._log = structlog.get_logger("cdc.bootstrap")
+        self._counts: dict[str, _Count] = {}
+        self._said_at = time.monotonic()
+
+    def begin(self, target: str, table: str, ranges: int) -> None:
+        """Count the table."""
+        self._counts.setdefault(target, _Count()).tables_begun.add(table)
+
+    def copied(self, target: str, table: str, rows: int, size: int) -> None:
+        """Count the range; once a minute, log the counts of every target."""
+        count = self._counts.setdefault(target, _Count())
+        count.rows += rows
+        count.size += size
+        if time.monotonic() - self._said_at >= LOG_INTERVAL_S:
+            self._said_at = time.monotonic()
+            for name, total in self._counts.items():
+                self._log.info(
+                    "bootstrap copies",
+                    target=name,
+                    tables_done=total.tables_done,
+                    tables_begun=len(total.tables_begun),
+                    rows=total.rows,
+                    bytes=total.size,
+                )
+
+    def finish(self, target: str, table: str) -> None:
+        """Count the table as done."""
+        self._counts.setdefault(target, _Count()).tables_done += 1
+
+    def say(self, message: str) -> None:
+        """Log the sentence."""
+        self._log.info(message)
+
+
+class ProgressBars:
+    """A `Progress` for a terminal: one bar per table that is being copied, one per target. Use as a context manager."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._bars = Bars(
+            TextColumn("{task.fields[target]:<12}"),
+            TextColumn("{task.fields[table]}"),
+            BarColumn(),
+            TextColumn("{task.fields[rows]:>14,} rows {task.fields[size]:>12}"),
+            TimeElapsedColumn(),
+            console=console or Console(stderr=True),
+        )
+        self._tables: dict[tuple[str, str], TaskID] = {}
+        self._targets: dict[str, TaskID] = {}
+        self._counts: dict[TaskID, _Count] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def begin(self, target: str, table: str, ranges: int) -> None:
+        """Show a bar for the table."""
+        if target not in self._targets:
+            self._targets[target] = self._bar(target, "(all tables)", 0)
+        known = self._tables.pop((target, table), None)
+        if known is None:
+            self._grow(self._targets[target])
+        else:
+            self._bars.remove_task(known)
+        self._tables[target, table] = self._bar(target, table, ranges)
+
+    def copied(self, target: str, table: str, rows: int, size: int) -> None:
+        """Move the table's bar by one range."""
+        for bar, steps in ((self._tables[target, table], 1), (self._targets[target], 0)):
+            count = self._counts[bar]
+            count.rows += rows
+            count.size += size
+            self._bars.update(bar, advance=steps, rows=count.rows, size=human_bytes(count.size))
+
+    def finish(self, target: str, table: str) -> None:
+        """Take the table's bar away, and move the target's."""
+        self._bars.remove_task(self._tables.pop((target, table)))
+        self._bars.update(self._targets[target], advance=1)
+
+    def say(self, message: str) -> None:
+        """Print the sentence above the bars."""
+        self._bars.console.print(message, markup=False, highlight=False)
+
+    def _bar(self, target: str, table: str, total: int) -> TaskID:
+        bar = self._bars.add_task("", total=total, target=target, table=table, rows=0, size="")
+        self._counts[bar] = _Count()
+        return bar
+
+    def _grow(self, bar: TaskID) -> None:
+        total = next(task.total for task in self._bars.tasks if task.id == bar)
+        self._bars.update(bar, total=(total or 0) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSummary:
+    """What a bootstrap did for one target. ``consistent_lsn`` is the LSN past which the target equals its part of the source.
+
+    ``tables``, ``rows`` and ``size`` (bytes) count what this run copied; a run that resumed did not copy the rest again.
+    """
+
+    target: str
+    tables: int
+    rows: int
+    size: int
+    seconds: float
+    consistent_lsn: Lsn
+
+    def __str__(self) -> str:
+        return (
+            f"{self.target}: {self.tables:,} tables, {self.rows:,} rows, {human_bytes(self.size)} copied in "
+            f"{self.seconds:.1f} s; consistent from {self.consistent_lsn} on."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a bootstrap did: a sentence per target, and what the operator should look at (each a sentence, SQL included)."""
+
+    targets: Mapping[str, TargetSummary]
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.targets.values()), *(f"warning: {warning}" for warning in self.warnings)])
+
+
+def human_bytes(size: float) -> str:
+    """A size as people read it: ``1.5 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -1,0 +1,180 @@
+"""One round of copying: all ranges of all tables that one snapshot can show, by jobs in parallel.
+
+Large tables come first, so that the end of a round is not one job with the largest table. A table whose foreign keys
+fire on its target waits for the tables that they point to. A table that the snapshot cannot show any more (hazard 23)
+leaves the round, together with those that wait for it; the next round, with a newer snapshot, begins it anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from cdc.bootstrap.copying import Job, SnapshotTooOld, TargetAccess
+from cdc.bootstrap.plan import Load, TableCopy
+from cdc.bootstrap.progress import Progress
+from cdc.bootstrap.ranges import PageRange, split
+from cdc.errors import CdcError
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """A load within a round. ``after`` are those that have to be complete before it begins."""
+
+    access: TargetAccess
+    load: Load
+    copies: tuple[TableCopy, ...]
+    after: list[Work] = field(default_factory=list)
+    ranges_left: int = 0
+    rows: int = 0
+    size: int = 0
+    is_complete: bool = False
+    has_left: bool = False
+
+    @property
+    def total_bytes(self) -> int:
+        """How much there is to read."""
+        return sum(copy.total_bytes for copy in self.copies)
+
+
+Finish = Callable[[Job, Work], Awaitable[None]]
+"""What makes a copied table complete: its primary key and its state, in one transaction of its target."""
+
+_Item = tuple[Work, TableCopy, PageRange]
+
+
+async def copy_round(
+    jobs: Sequence[Job],
+    works: Sequence[Work],
+    *,
+    snapshot: str,
+    range_bytes: int,
+    finish: Finish,
+    progress: Progress,
+) -> list[Work]:
+    """Copy and finish every work; returns those that need a newer snapshot. The first error ends all jobs, and is raised."""
+    queue = _Queue(works, range_bytes, progress)
+
+    async def labour(job: Job) -> None:
+        while (item := await queue.next()) is not None:
+            work, copy, pages = item
+            try:
+                rows, size = await job.copy(work.access, copy, pages, snapshot)
+            except SnapshotTooOld as reason:
+                progress.say(f"target {work.access.name}: {reason}; it is copied again from a newer snapshot")
+                await queue.leave(work)
+                continue
+            work.rows += rows
+            work.size += size
+            progress.copied(work.access.name, work.load.name, rows, size)
+            work.ranges_left -= 1
+            if work.ranges_left == 0 and not work.has_left:
+                await finish(job, work)
+                progress.finish(work.access.name, work.load.name)
+                await queue.complete(work)
+
+    await in_parallel(labour(job) for job in jobs)
+    return [work for work in works if not work.is_complete]
+
+
+class _Queue:
+    """The ranges that wait for a job."""
+
+    def __init__(self, works: Sequence[Work], range_bytes: int, progress: Progress) -> None:
+        self._changed = asyncio.Condition()
+        self._items: deque[_Item] = deque()
+        for work in sorted(works, key=lambda work: -work.total_bytes):
+            ranges = [
+                (work, copy, pages)
+                for copy in work.copies
+                for pages in split(copy.pages, copy.total_bytes, range_bytes)
+            ]
+            work.ranges_left = len(ranges)
+            progress.begin(work.access.name, work.load.name, len(ranges))
+            self._items.extend(ranges)
+
+    async def next(self) -> _Item | None:
+        """A range whose table may be copied now; waits while there are only others; `None` when there are no more."""
+        async with self._changed:
+            while True:
+                self._drop_hopeless()
+                for item in self._items:
+                    if all(work.is_complete for work in item[0].after):
+                        self._items.remove(item)
+                        return item
+                if not self._items:
+                    return None
+                await self._changed.wait()
+
+    async def complete(self, work: Work) -> None:
+        """The table is done: those that wait for it may begin."""
+        async with self._changed:
+            work.is_complete = True
+            self._changed.notify_all()
+
+    async def leave(self, work: Work) -> None:
+        """The table is not copied in this round."""
+        async with self._changed:
+            work.has_left = True
+            self._changed.notify_all()
+
+    def _drop_hopeless(self) -> None:
+        leaving = True
+        while leaving:
+            waiting = {item[0] for item in self._items}
+            leaving = False
+            for work in waiting:
+                if not work.has_left and any(other.has_left for other in work.after):
+                    work.has_left = leaving = True
+        self._items = deque(item for item in self._items if not item[0].has_left)
+
+
+def order_by_references(works: Sequence[Work]) -> None:
+    """Set ``after`` of each work to the works whose tables its foreign keys point to; a cycle is cut somewhere."""
+    by_table = {(work.access.name, work.load.schema, work.load.table): work for work in works}
+    state: dict[Work, bool] = {}
+
+    def visit(work: Work) -> None:
+        state[work] = False
+        for schema, table in sorted({reference for copy in work.copies for reference in copy.references}):
+            parent = by_table.get((work.access.name, schema, table))
+            if parent is None:
+                continue
+            if parent not in state:
+                visit(parent)
+            if state[parent]:
+                work.after.append(parent)
+        state[work] = True
+
+    for work in works:
+        if work not in state:
+            visit(work)
+
+
+async def in_parallel(labours: Iterable[Awaitable[None]]) -> None:
+    """Run all to their end; the first error cancels the others and is raised itself, not in a group."""
+
+    async def run(labour: Awaitable[None]) -> None:
+        await labour
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for labour in labours:
+                group.create_task(run(labour))
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from None
+
+
+def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that a person can act on, or else the first."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [errors]
+    while pending:
+        error = pending.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(error.exceptions)
+        else:
+            leaves.append(error)
+    return next((error for error in leaves if isinstance(error, CdcError)), leaves[0])

@@ -1,0 +1,272 @@
+"""The door: commands, no logic.
+
+Each command reads the configuration, calls one function and prints what it returns. What a room imports is imported by
+the command that needs it, so that ``cdc --help`` is quick. `main` turns every expected error into one clear line on
+standard error, with the SQL that mends it where there is any; nobody sees a traceback of one.
+
+Exit status: 0 done; 1 it could not be done; 2 the configuration or the command line is wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import traceback
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from cdc.config import Config, as_toml, load
+from cdc.errors import CdcError, ConfigurationError
+
+T = TypeVar("T")
+
+FAILED = 1
+MISUSED = 2
+INTERRUPTED = 130
+"""What a shell says of a process that SIGINT ended."""
+
+app = typer.Typer(
+    name="cdc",
+    help="Change data capture from one PostgreSQL to several: every transaction, exactly once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(no_args_is_help=True, help="What is configured.")
+app.add_typer(config_app, name="config")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What stands before the command."""
+
+    file: Path | None
+    verbose: bool
+
+    def load(self) -> Config:
+        """The configuration in force, with logs set up as it says."""
+        from cdc.observe import logs
+
+        config = load(self.file)
+        logs.configure(level="debug" if self.verbose else config.logs.level, format=config.logs.format)
+        return config
+
+
+class Origin(StrEnum):
+    """Where a bootstrap takes the rows from."""
+
+    LIVE = "live"
+    NONE = "none"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"cdc {version('cdc')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    file: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="The configuration file. Default: CDC_CONFIG, then cdc.toml."),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log debug lines, too.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Read what stands before the command."""
+    context.obj = Options(file, verbose)
+
+
+def _load(context: typer.Context) -> Config:
+    chosen: Options = context.obj
+    return chosen.load()
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end, on uvloop where it exists."""
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    with suppress(ImportError):
+        from uvloop import new_event_loop as loop_factory
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(work)
+
+
+@app.command()
+def check(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Say what would stop or endanger replication, and what mends it. Exit status 0 when it can run, 1 when not."""
+    config = _load(context)
+    from cdc.service import checkup
+
+    findings = _run(checkup.check(config))
+    if as_json:
+        typer.echo(checkup.to_json(findings))
+    else:
+        console = Console(highlight=False)
+        for line in checkup.render(findings):
+            console.print(line, soft_wrap=True)
+    if any(finding.stops for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def setup(context: typer.Context) -> None:
+    """Create what replication needs: publications and heartbeat at the source, the schema cdc in the targets."""
+    config = _load(context)
+    from cdc.service import provision
+
+    _run(provision.setup(config, typer.echo))
+
+
+@app.command()
+def teardown(
+    context: typer.Context,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove exactly what setup and bootstrap created, slots included. The rows of the targets stay."""
+    config = _load(context)
+    if not yes:
+        typer.confirm(
+            f"Remove the pipeline {config.pipeline}: its slots, publications and heartbeat at the source, and its "
+            f"positions in {', '.join(config.targets)}? Targets can then only be loaded again.",
+            abort=True,
+        )
+    from cdc.service import provision
+
+    _run(provision.teardown(config, typer.echo))
+
+
+@app.command()
+def bootstrap(
+    context: typer.Context,
+    origin: Annotated[
+        Origin, typer.Option("--from", help="live: copy the source's rows. none: the targets already hold everything.")
+    ],
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="Tables or ranges copied at once.")] = 4,
+) -> None:
+    """Load all targets and create the slot. Killed half way, it resumes with the tables that remain."""
+    config = _load(context)
+    if origin is Origin.NONE:
+        from cdc.bootstrap import assumed
+
+        typer.echo(str(_run(assumed.bootstrap(config))))
+        return
+    from cdc.bootstrap import live
+    from cdc.bootstrap.progress import LogLines, ProgressBars
+
+    if sys.stderr.isatty():
+        with ProgressBars() as bars:
+            summary = _run(live.bootstrap(config, jobs=jobs, progress=bars))
+    else:
+        summary = _run(live.bootstrap(config, jobs=jobs, progress=LogLines()))
+    typer.echo(str(summary))
+
+
+@app.command()
+def run(context: typer.Context) -> None:
+    """Replicate until SIGTERM or SIGINT, which end it cleanly."""
+    config = _load(context)
+    from cdc.service import worker
+
+    _run(worker.run(config))
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show every target, table and slot as the databases hold them; works while the worker is down."""
+    config = _load(context)
+    from cdc.service import state
+
+    if watch:
+        _run(state.watch(config))
+        return
+    seen = _run(state.read(config))
+    if as_json:
+        typer.echo(seen.to_json())
+    else:
+        Console().print(seen.render())
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option("--seconds", min=5, help="How long the workload runs.")] = 30,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict only, as JSON.")] = False,
+) -> None:
+    """Replicate a live workload between four servers of its own, kill the worker half way, and compare every table."""
+    from cdc.demo import show
+
+    raise typer.Exit(show.run(seconds=seconds, json=as_json))
+
+
+@config_app.command("show")
+def config_show(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Print what is in force, without secrets; as TOML, so that it can be a file."""
+    config = _load(context)
+    typer.echo(config.model_dump_json(by_alias=True, indent=2) if as_json else as_toml(config), nl=as_json)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit; the entry point of ``cdc`` and of ``python -m cdc``."""
+    try:
+        app(arguments)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        sys.exit(_report(error))
+
+
+def _report(error: Exception) -> int:
+    """Say on standard error what went wrong; returns the exit status."""
+    leaves = list(_leaves(error))
+    said = set()
+    for leaf in leaves:
+        text = str(leaf) if isinstance(leaf, CdcError) else _unexpected(leaf)
+        if text not in said:
+            said.add(text)
+            typer.echo(f"cdc: {text}", err=True)
+            if isinstance(leaf, CdcError) and leaf.sql:
+                typer.echo(leaf.sql, err=True)
+    return MISUSED if all(isinstance(leaf, ConfigurationError) for leaf in leaves) else FAILED
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors of a TaskGroup, one by one."""
+    if isinstance(error, BaseExceptionGroup):
+        for member in error.exceptions:
+            yield from _leaves(member)
+    else:
+        yield error
+
+
+def _unexpected(error: BaseException) -> str:
+    """Where a bug is, without the error's text: that of a driver's error quotes values (invariant 8)."""
+    frames = "".join(
+        traceback.format_list(
+            frame for frame in traceback.extract_tb(error.__traceback__) if "typer" not in Path(frame.filename).parts
+        )
+    )
+    return (
+        f"unexpected {type(error).__module__}.{type(error).__qualname__}, which is a bug in cdc; it came by\n{frames}"
+    )

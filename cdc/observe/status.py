@@ -1,0 +1,337 @@
+"""What `cdc status` shows: a picture of one pipeline at one moment, as data, as JSON and as tables.
+
+`cdc.service.state` takes the picture from the databases alone. A database that cannot be reached is a part of the
+picture, not an error. Nothing here holds a row value; the errors are our own sentences.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from cdc.lsn import Lsn
+
+UNREACHABLE = "unreachable"
+NOT_SET_UP = "not set up"
+STREAMING = "streaming"
+
+_MIB = 1024**2
+# When a slot has less than this left, there may be no time to look for the cause first.
+_LITTLE_HEADROOM_BYTES = 1024 * _MIB
+# A healthy target is this many seconds behind at most, with the heartbeat interval that is the default.
+_NOTICEABLE_LAG_S = 10.0
+_COLOURS = {
+    STREAMING: "green",
+    "new": "cyan",
+    "loading": "cyan",
+    "copying": "cyan",
+    "retrying": "yellow",
+    "reserved": "green",
+    "extended": "yellow",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TableStatus:
+    """One source table on one target.
+
+    ``position`` is the LSN up to which the table holds everything: its own, or the target's. ``reason`` and ``mend``
+    (SQL) are given when it is stopped.
+    """
+
+    source_name: str
+    target_name: str
+    state: str
+    position: Lsn | None
+    lag_bytes: int | None
+    inserts: int
+    updates: int
+    deletes: int
+    truncates: int
+    reason: str | None = None
+    mend: str | None = None
+    sqlstate: str | None = None
+    stopped_at: datetime | None = None
+
+    @property
+    def rows_applied(self) -> int:
+        """Row changes that have been applied."""
+        return self.inserts + self.updates + self.deletes
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStatus:
+    """One target.
+
+    ``state`` is the one that the target stores, `UNREACHABLE` or `NOT_SET_UP`. ``lag_s`` is the age, by the source's
+    clock alone, of the newest heartbeat that the target holds; ``lag_bytes`` the WAL written after its position. Each
+    is `None` where it cannot be known. ``last_error`` is the last one that the worker stored, or why the target cannot
+    be reached now.
+    """
+
+    name: str
+    state: str
+    position: Lsn | None = None
+    lag_s: float | None = None
+    lag_bytes: int | None = None
+    transactions: int | None = None
+    last_error: str | None = None
+    last_error_at: datetime | None = None
+    tables: tuple[TableStatus, ...] = ()
+
+    @property
+    def rows_applied(self) -> int:
+        """Row changes that have been applied, over all tables."""
+        return sum(table.rows_applied for table in self.tables)
+
+    @property
+    def stopped_tables(self) -> tuple[TableStatus, ...]:
+        """The tables that cannot go on."""
+        return tuple(table for table in self.tables if table.state == "stopped")
+
+
+@dataclass(frozen=True, slots=True)
+class SlotStatus:
+    """One slot: ``headroom_bytes`` is the WAL that can still be written before it is lost, `None` without a limit."""
+
+    name: str
+    active: bool
+    wal_status: str | None
+    retained_bytes: int | None
+    headroom_bytes: int | None
+    restart_lsn: Lsn | None
+    confirmed_flush_lsn: Lsn | None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """The source; ``error`` says why it cannot be asked. Times are its own clock's. ``slots``: ours that exist."""
+
+    up: bool
+    error: str | None = None
+    now: datetime | None = None
+    wal_position: Lsn | None = None
+    heartbeat_age_s: float | None = None
+    slots: tuple[SlotStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineStatus:
+    """A pipeline at the moment ``at`` (this machine's clock). ``slot`` is the name of the shared slot."""
+
+    pipeline: str
+    at: datetime
+    slot: str
+    source: SourceStatus
+    targets: tuple[TargetStatus, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the source answers, something reads the slot, and every table of every target streams."""
+        shared = next((slot for slot in self.source.slots if slot.name == self.slot), None)
+        return (
+            shared is not None
+            and shared.active
+            and all(target.state == STREAMING and not target.stopped_tables for target in self.targets)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The picture as plain data: LSNs in PostgreSQL's notation, times in ISO 8601."""
+        plain = _plain(self)
+        assert isinstance(plain, dict)
+        return {"pipeline": plain.pop("pipeline"), "healthy": self.healthy, **plain}
+
+    def to_json(self) -> str:
+        """The picture as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+    def render(self, previous: PipelineStatus | None = None, *, all_tables: bool = True) -> RenderableType:
+        """Tables for a terminal of 100 columns; with a ``previous`` picture, rows per second as well.
+
+        Without ``all_tables`` only those tables are listed that are not streaming.
+        """
+        parts: list[RenderableType] = [self._headline(), self._target_table(previous)]
+        parts += [_slot_table(self.source.slots, self.slot)] if self.source.slots else []
+        for target in self.targets:
+            listed = [table for table in target.tables if all_tables or table.state != STREAMING]
+            if listed:
+                parts.append(_table_table(target.name, listed))
+        parts += self._complaints()
+        return Group(*parts)
+
+    def _headline(self) -> Text:
+        line = Text.assemble(("pipeline ", "dim"), (self.pipeline, "bold"), "   source ")
+        if not self.source.up:
+            return line.append("unreachable", style="bold red")
+        line.append("up", style="green")
+        line.append(f"   WAL {self.source.wal_position}")
+        if self.source.heartbeat_age_s is None:
+            return line.append("   no heartbeat yet", style="yellow")
+        style = "yellow" if self.source.heartbeat_age_s > _NOTICEABLE_LAG_S else ""
+        return line.append(f"   last heartbeat {duration(self.source.heartbeat_age_s)} ago", style=style)
+
+    def _target_table(self, previous: PipelineStatus | None) -> Table:
+        rate = ("rows/s >",) if previous else ()
+        table = _table(
+            "target", "state", "position", "lag >", "behind >", "rows >", *rate, "transactions >", "tables >"
+        )
+        before = {target.name: target for target in previous.targets} if previous else {}
+        elapsed = (self.at - previous.at).total_seconds() if previous else 0.0
+        for target in self.targets:
+            known = bool(target.tables)
+            late = target.lag_s is not None and target.lag_s > _NOTICEABLE_LAG_S
+            table.add_row(
+                target.name,
+                _coloured(target.state),
+                _or_dash(target.position),
+                Text(duration(target.lag_s), style="yellow" if late else ""),
+                size(target.lag_bytes),
+                f"{target.rows_applied:,}" if known else "-",
+                *([_rate(target, before.get(target.name), elapsed)] if previous else []),
+                f"{target.transactions:,}" if target.transactions is not None else "-",
+                _count(target) if known else "-",
+            )
+        return table
+
+    def _complaints(self) -> list[Text]:
+        said: list[Text] = []
+        if self.source.error:
+            said.append(Text.assemble(("source  ", "bold red"), self.source.error))
+        elif not any(slot.name == self.slot for slot in self.source.slots):
+            said.append(
+                Text.assemble(
+                    ("source  ", "bold red"), f"has no slot {self.slot}: a bootstrap creates it (cdc bootstrap)"
+                )
+            )
+        for target in self.targets:
+            if target.last_error:
+                at = f" ({target.last_error_at:%Y-%m-%d %H:%M:%S} UTC)" if target.last_error_at else ""
+                label = "last error" if target.state not in (UNREACHABLE, NOT_SET_UP) else target.state
+                said.append(
+                    Text.assemble((f"{target.name}  ", "bold"), (label, "yellow"), f"{at}: {target.last_error}")
+                )
+            for stopped in target.stopped_tables:
+                said.append(
+                    Text.assemble(
+                        (f"{target.name}  ", "bold"), (f"{stopped.source_name} stopped: ", "red"), stopped.reason or ""
+                    )
+                )
+                if stopped.mend:
+                    said.append(Text(f"    {stopped.mend}", style="cyan"))
+        return said
+
+
+def size(count: int | None) -> str:
+    """Bytes as PostgreSQL's ``pg_size_pretty`` writes them; ``-`` for what is not known."""
+    if count is None:
+        return "-"
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(amount) < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" or abs(amount) >= 100 else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TB"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for people: ``0.42 s``, ``3 min 05 s``, ``2 h 10 min``; ``-`` for what is not known."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{max(0.0, seconds):.2f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        plain = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        if isinstance(value, TargetStatus | TableStatus):
+            plain["rows_applied"] = value.rows_applied
+        return plain
+    if isinstance(value, Lsn):
+        return str(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return value
+
+
+def _table(*headers: str) -> Table:
+    """A table; a header that ends in ``>`` is a column of numbers. Where room is short, the first column is folded."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for index, header in enumerate(headers):
+        justify: Literal["left", "right"] = "right" if header.endswith(">") else "left"
+        table.add_column(header.rstrip(" >"), justify=justify, no_wrap=index > 0, overflow="fold")
+    return table
+
+
+def _slot_table(slots: tuple[SlotStatus, ...], shared: str) -> Table:
+    table = _table("slot", "active", "WAL status", "retained >", "headroom >", "confirmed >", "restart >")
+    for slot in slots:
+        scarce = slot.headroom_bytes is not None and slot.headroom_bytes < _LITTLE_HEADROOM_BYTES
+        headroom = (
+            "no limit" if slot.headroom_bytes is None and slot.wal_status != "lost" else size(slot.headroom_bytes)
+        )
+        table.add_row(
+            escape(slot.name) + (" (shared)" if slot.name == shared and len(slots) > 1 else ""),
+            Text("yes", style="green") if slot.active else Text("no", style="bold red"),
+            _coloured(slot.wal_status or "-"),
+            size(slot.retained_bytes),
+            Text(headroom, style="bold red" if scarce else ""),
+            _or_dash(slot.confirmed_flush_lsn),
+            _or_dash(slot.restart_lsn),
+        )
+    return table
+
+
+def _table_table(target: str, tables: list[TableStatus]) -> Table:
+    table = _table(f"{target}: table", "state", "position", "behind >", "inserted >", "updated >", "deleted >")
+    for one in tables:
+        renamed = f" → {one.target_name}" if one.target_name != one.source_name else ""
+        table.add_row(
+            escape(one.source_name + renamed),
+            _coloured(one.state),
+            _or_dash(one.position),
+            size(one.lag_bytes),
+            f"{one.inserts:,}",
+            f"{one.updates:,}",
+            f"{one.deletes:,}",
+        )
+    return table
+
+
+def _coloured(state: str) -> Text:
+    return Text(state, style=_COLOURS.get(state, "bold red"))
+
+
+def _or_dash(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def _rate(target: TargetStatus, old: TargetStatus | None, elapsed_s: float) -> str:
+    if old is None or elapsed_s <= 0 or not target.tables or not old.tables:
+        return "-"
+    return f"{max(0, target.rows_applied - old.rows_applied) / elapsed_s:,.0f}"
+
+
+def _count(target: TargetStatus) -> Text:
+    streaming = sum(table.state == STREAMING for table in target.tables)
+    if streaming == len(target.tables):
+        return Text(str(streaming))
+    return Text(f"{streaming}/{len(target.tables)}", style="red" if target.stopped_tables else "cyan")

@@ -1,0 +1,309 @@
+"""One target of a lane: takes transactions from its queue and makes them durable in the target, exactly once.
+
+The life of a `Delivery` inside one stream of its lane::
+
+    connect ─▶ take the target (fence) ─▶ compare histories ─▶ ┌▶ wait for transactions ─▶ apply, advance, commit ─┐
+       ▲                                                       └───────────────────────────────────────────────────┘
+       └── a transient error: the same batch again, after the position was read anew (a COMMIT may be in doubt)
+
+What it promises: a batch leaves its memory only when the commit that holds it is durable; `acknowledgeable` never
+passes what this target, or one of its stopped tables, still needs. A target that fails keeps nobody waiting for ever:
+the lane goes on without it (`set_aside`), and is asked to start its stream anew when the target is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import structlog
+
+from cdc.changes.relation import Relation
+from cdc.changes.transaction import Part
+from cdc.config import Config
+from cdc.errors import BatchRejected, CdcError, FenceLost, ResyncNeeded, TableStopped, TerminalError, TransientError
+from cdc.lsn import Lsn
+from cdc.observe.metrics import TargetMetrics
+from cdc.routing.router import route_of
+from cdc.service.heartbeats import Heartbeats
+from cdc.service.owned_target import OwnedTarget
+from cdc.service.queue import PartQueue
+from cdc.service.retry import Backoff, until_done
+from cdc.service.stops import Stops
+from cdc.target.history import SourceHistory
+from cdc.target.session import connect
+
+_log = structlog.get_logger(__name__)
+
+IDLE_ADVANCE_S = 3.0
+"""How often at most a position is stored that moves only because the source wrote WAL that does not concern us. Until
+then the slot keeps that WAL; oftener would cost every idle target a commit for nothing (invariant 3)."""
+
+
+class _PartsLost(TransientError):
+    """Parts of a large transaction are gone from memory: only the slot still has them."""
+
+
+class Delivery:
+    """Everything between the lane and one target. `run` is one stream's worth of it; the object outlives streams."""
+
+    def __init__(self, name: str, config: Config, *, metrics: TargetMetrics, heartbeats: Heartbeats) -> None:
+        self.name = name
+        self.metrics = metrics
+        self.state = "new"
+        self.trouble: str | None = None
+        self.is_taken = False
+        self.is_aside = False
+        self._config = config
+        self._target = config.targets[name]
+        self._heartbeats = heartbeats
+        self._stops = Stops()
+        self._backoff = Backoff()
+        self._closing = asyncio.Event()
+        self._batch: list[Part] = []
+        self._has_lost_parts = False
+        self._position: Lsn | None = None
+        self._acknowledgeable: Lsn | None = None
+        self._wanted: dict[Relation, bool] = {}
+        self._on_durable: Callable[[], None] = _nothing
+        self._new_queue()
+
+    # --- the lane's side
+
+    @property
+    def position(self) -> Lsn | None:
+        """Up to where the target holds everything; `None` before it was read."""
+        return self._position
+
+    @property
+    def acknowledgeable(self) -> Lsn | None:
+        """Up to where this target needs nothing from the slot any more; `None` while that is not known.
+
+        What is not known holds the acknowledgement: a target that cannot be read may need anything.
+        """
+        return self._acknowledgeable
+
+    @property
+    def holds_acknowledgement(self) -> bool:
+        """Whether the slot has to wait for this target. One that can only be loaded again needs nothing from it."""
+        return self.state != "needs resync"
+
+    @property
+    def stopped_tables(self) -> Sequence[str]:
+        """The tables that have stopped alone."""
+        return sorted(self._stops.current)
+
+    def begin(self) -> None:
+        """Another stream of the lane starts: nothing is waiting yet, and nothing about the target is known."""
+        self._new_queue()
+        self._wanted = {}
+        if self.state == "needs resync":
+            self.state = "new"  # it may have been loaded again meanwhile
+        self._closing.clear()
+        self._batch = []
+        self._has_lost_parts = self.is_aside = self.is_taken = False
+        self._position = self._acknowledgeable = None
+
+    def offer(self, part: Part) -> None:
+        """Queue a part if this target wants anything of it; otherwise only note that it went by."""
+        if self.is_aside or self.state == "needs resync":
+            return
+        if part.is_first and part.is_last and not self._wants(part):
+            assert part.end_lsn is not None
+            self.queue.note(part.end_lsn)
+        else:
+            self.queue.put(part)
+
+    def set_aside(self, reason: str) -> None:
+        """Let the lane go on without this target: what waits is forgotten here, and kept by the slot."""
+        self.is_aside = True
+        self.queue.clear()
+        self.queue.wake()
+        _log.warning("target set aside; the others go on, the slot keeps its WAL", target=self.name, reason=reason)
+
+    def close(self) -> None:
+        """Finish what is being applied, then return from `run`."""
+        self._closing.set()
+        self.queue.close()
+
+    def _new_queue(self) -> None:
+        self.queue = PartQueue(self._config.worker.max_queue_bytes)
+
+    def _wants(self, part: Part) -> bool:
+        return bool(part.marks) or any(self._routes(relation) for relation in part.relations)
+
+    def _routes(self, relation: Relation) -> bool:
+        """Whether the relation goes to this target; asked for every transaction, so remembered."""
+        wanted = self._wanted.get(relation)
+        if wanted is None:
+            wanted = route_of(self._target, relation.schema, relation.name) is not None
+            self._wanted[relation] = wanted
+        return wanted
+
+    # --- the target's side
+
+    async def run(self, history: SourceHistory, restart: Callable[[str], None], on_durable: Callable[[], None]) -> None:
+        """Apply until closed. Raises `FenceLost`: only who holds the slot may take the target again.
+
+        ``restart`` asks the lane to start its stream anew; ``on_durable`` tells it that `acknowledgeable` has moved.
+        """
+        self._on_durable = on_durable
+
+        async def serve() -> None:
+            try:
+                await self._serve(history, restart)
+            except FenceLost as error:
+                self._note(error)
+                fence_lost.append(error)
+            except ResyncNeeded as error:
+                self._note(error)
+                self.queue.clear()
+                on_durable()
+
+        fence_lost: list[FenceLost] = []
+        await until_done(serve, backoff=self._backoff, on_failure=self._failed, stop=self._closing)
+        if fence_lost:
+            raise fence_lost[0]
+
+    def _failed(self, error: CdcError, wait_s: float) -> None:
+        self._note(error)
+        self.metrics.retried()
+        _log.warning("target failed", target=self.name, reason=str(error), sql=error.sql, again_in_s=round(wait_s, 1))
+
+    def _note(self, error: CdcError) -> None:
+        if isinstance(error, ResyncNeeded):
+            self.state = "needs resync"
+            _log.error("target needs a resync", target=self.name, reason=str(error))
+        else:
+            self.state = "stopped" if isinstance(error, TerminalError) else "retrying"
+        self.trouble = str(error)
+        self.is_taken = False
+        self.metrics.error(error)
+        self.metrics.state(self.state)
+        self.metrics.up(False)
+
+    async def _serve(self, history: SourceHistory, restart: Callable[[str], None]) -> None:
+        """One session: take the target, then apply until closed, aside and done, or failed."""
+        session = await connect(
+            self._target.dsn.get_secret_value(),
+            application_name=f"cdc {self._config.pipeline}",
+            target=self.name,
+            lock_timeout_ms=int(self._config.worker.lock_timeout_s * 1000),
+            timeout_s=self._config.worker.connect_timeout_s,
+        )
+        try:
+            owned = await OwnedTarget.take(
+                session,
+                self._config.pipeline,
+                self._target,
+                history,
+                stops=self._stops,
+                metrics=self.metrics,
+                heartbeats=self._heartbeats,
+            )
+            self._batch = [part for part in self._batch if not owned.positions.skips_all(part)]
+            self._moved(owned)
+            if self._has_lost_parts:
+                restart(f"target {self.name} is back, and needs the rest of a large transaction")
+                return
+            await self._apply_until_closed(owned, restart)
+        finally:
+            await session.close()
+
+    async def _apply_until_closed(self, owned: OwnedTarget, restart: Callable[[str], None]) -> None:
+        self.is_taken = True
+        self.state, self.trouble = "streaming", None
+        self.metrics.up(True)
+        idle_since = time.monotonic()
+        while True:
+            self.metrics.queue(self.queue.size, is_full=self.queue.full)
+            self._take_batch(owned)
+            if self._batch:
+                await self._apply(owned)
+                self._moved(owned)
+                continue
+            self.metrics.state(self.state)
+            if self.is_aside:
+                restart(f"target {self.name} is back")
+                return
+            if self._closing.is_set():
+                await owned.save()
+                return
+            idle_at = self.queue.idle_at
+            if idle_at is not None and idle_at > owned.position and time.monotonic() - idle_since >= IDLE_ADVANCE_S:
+                await owned.advance_to(idle_at)
+                idle_since = time.monotonic()
+                self._moved(owned)
+            resumed = await owned.look_at_stops()
+            if resumed:
+                restart(f"tried again at target {self.name}: {', '.join(resumed)}")
+                return
+            await self.queue.wait_for_news(self._patience_s(owned, idle_since))
+
+    def _patience_s(self, owned: OwnedTarget, idle_since: float) -> float | None:
+        """How long nothing has to be done unless something arrives."""
+        waits = [self._stops.next_due_in_s()]
+        if self.queue.received > owned.position:
+            waits.append(max(0.0, idle_since + IDLE_ADVANCE_S - time.monotonic()))
+        known = [wait for wait in waits if wait is not None]
+        return min(known) if known else None
+
+    def _take_batch(self, owned: OwnedTarget) -> None:
+        """Fill the batch from the queue, unless one waits to be tried again. What the target holds is left out."""
+        while not self._batch and len(self.queue) and not self._closing.is_set():
+            taken = self.queue.take(self._config.worker.max_batch_bytes)
+            self._batch = [part for part in taken if not owned.positions.skips_all(part)]
+
+    async def _apply(self, owned: OwnedTarget) -> None:
+        """Make the batch durable. Tables that cannot take it are stopped alone, where that is allowed."""
+        try:
+            if self._batch[-1].is_last and self._batch[0].is_first:
+                await owned.apply(self._batch)
+            else:
+                self._has_lost_parts = True
+                await owned.apply_large(self._stretches())
+                self._has_lost_parts = False
+            self._batch = []
+            self._backoff.progressed()
+        except (TableStopped, BatchRejected) as error:
+            await self._reject(owned, error)
+
+    async def _reject(self, owned: OwnedTarget, error: TableStopped | BatchRejected) -> None:
+        if isinstance(error, TableStopped) or self._target.on_error == "quarantine_table":
+            assert error.source_table is not None  # the applier names both
+            assert error.commit_lsn is not None
+            owned.stop(error.source_table, Lsn(error.commit_lsn), error, None)
+            if self._has_lost_parts:
+                await owned.save()
+                raise _PartsLost(f"target {self.name}: a large transaction is read again without {error.source_table}")
+            return
+        before = [part for part in self._batch if part.commit_lsn < error.commit_lsn]
+        if not before or self._has_lost_parts:
+            await owned.record_state("stopped", str(error))
+            raise error
+        self.queue.put_back(self._batch[len(before) :])
+        self._batch = before
+
+    async def _stretches(self) -> AsyncIterator[Sequence[Part]]:
+        """The parts of one large transaction, as they arrive."""
+        parts, self._batch = self._batch, []
+        while True:
+            yield parts
+            if parts[-1].is_last:
+                return
+            parts = []
+            while not parts:
+                if self.is_aside or self._closing.is_set():
+                    raise _PartsLost(f"target {self.name}: a large transaction was interrupted; it is read again")
+                await self.queue.wait_for_news()
+                parts = self.queue.take(self._config.worker.max_batch_bytes)
+
+    def _moved(self, owned: OwnedTarget) -> None:
+        self._position = owned.position
+        self._acknowledgeable = owned.positions.acknowledgeable
+        self._on_durable()
+
+
+def _nothing() -> None:
+    """Before the first stream nobody listens."""

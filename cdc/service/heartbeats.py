@@ -1,0 +1,69 @@
+"""How late a target is, in seconds, without comparing two clocks.
+
+The worker writes heartbeats at the source and remembers when, on its own monotonic clock. When a target has committed
+the transaction of heartbeat n, the seconds between the two are the time from the source's commit to the target's,
+measured by one clock (hazard 21). Who has no worker's memory (``cdc status``) compares the source's ``now()`` with the
+time that the source wrote into the heartbeat: one clock again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+
+import structlog
+
+from cdc.errors import CdcError
+from cdc.observe.metrics import LaneMetrics
+from cdc.service.retry import Backoff
+from cdc.source.connection import connect
+from cdc.source.heartbeat import beat
+
+_log = structlog.get_logger(__name__)
+
+REMEMBERED = 4096
+"""Heartbeats kept to be recognised: at one a second an hour, which is longer than any lag that is read in seconds."""
+
+
+class Heartbeats:
+    """The heartbeats that this worker has written, and when."""
+
+    def __init__(self) -> None:
+        self._written: OrderedDict[int, float] = OrderedDict()
+
+    def remember(self, count: int, at: float) -> None:
+        """Heartbeat ``count`` was committed at ``at``, on the monotonic clock."""
+        self._written[count] = at
+        while len(self._written) > REMEMBERED:
+            self._written.popitem(last=False)
+
+    def age_s(self, count: int) -> float | None:
+        """Seconds since heartbeat ``count`` was committed; `None` when another worker wrote it."""
+        at = self._written.get(count)
+        return None if at is None else time.monotonic() - at
+
+
+async def write_heartbeats(
+    dsn: str, *, pipeline: str, application_name: str, interval_s: float, heartbeats: Heartbeats, metrics: LaneMetrics
+) -> None:
+    """Write a heartbeat every ``interval_s`` seconds, for ever; a source that is away is tried again.
+
+    A heartbeat that fails harms nothing but the measurement, so no error leaves this function.
+    """
+    backoff = Backoff()
+    while True:
+        try:
+            connection = await connect(dsn, application_name=application_name)
+            async with connection:
+                while True:
+                    heartbeat = await beat(connection, pipeline)
+                    heartbeats.remember(heartbeat.count, time.monotonic())
+                    metrics.heartbeat_written()
+                    backoff.progressed()
+                    await asyncio.sleep(interval_s)
+        except CdcError as error:
+            wait_s = backoff.wait_s(error)
+            metrics.error(error)
+            _log.warning("heartbeat failed", reason=str(error), sql=error.sql, again_in_s=round(wait_s, 1))
+            await asyncio.sleep(wait_s)

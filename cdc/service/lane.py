@@ -1,0 +1,325 @@
+"""One replication connection on one slot, feeding the targets that share it.
+
+A lane lives from stream to stream. One stream::
+
+    START_REPLICATION (the slot is ours now, or somebody else's: wait)
+        ├─ receive     frames ─▶ accumulator ─▶ whole transactions ─▶ every delivery's queue
+        ├─ report      the minimum of what is durable everywhere ─▶ flush LSN of the slot, on a timer of its own
+        ├─ heartbeats  written at the source
+        ├─ watch       the slot, for the metrics
+        └─ deliveries  one per target
+
+Order matters at the start: the slot is taken first, and only who holds the slot takes targets; so when deploys overlap,
+the worker that waits for the slot cannot fence the one that still applies (hazard 5). What the slot has confirmed is
+read after it is ours, when nobody else can move it, and compared with every target's position before anything is
+applied or acknowledged.
+
+A stream ends when the worker stops, when the connection is lost, when another worker took a target, or when a delivery
+asks for it (a target or a table has come back and needs what the slot still has). However it ends, each delivery
+finishes or rolls back its batch first, and what is durable is confirmed if the source still listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import structlog
+
+from cdc.changes.accumulator import Accumulator, UnknownTypes
+from cdc.config import Config
+from cdc.errors import CdcError, ResyncNeeded, SlotInUse, SourceUnavailable
+from cdc.lsn import INVALID_LSN, Lsn
+from cdc.observe.metrics import LaneMetrics
+from cdc.pgoutput.framing import HEADER, KEEPALIVE, XLOG_DATA, parse_keepalive
+from cdc.service.delivery import Delivery
+from cdc.service.heartbeats import Heartbeats, write_heartbeats
+from cdc.service.retry import Backoff, until_done
+from cdc.source.catalog import describe_types
+from cdc.source.clock import read_clock
+from cdc.source.connection import Connection, connect
+from cdc.source.heartbeat import read as read_heartbeat
+from cdc.source.replication import BinaryRefused, ReplicationConnection, System
+from cdc.source.slot import Slot, read_slot
+from cdc.target.history import SourceHistory
+
+_log = structlog.get_logger(__name__)
+
+SLOT_WATCH_S = 5.0
+"""How often the slot is looked at for the metrics; Prometheus scrapes about as often."""
+
+REPORT_GAP_S = 0.1
+"""Least time between two status updates: the source gains nothing from more, and each costs it a wake-up."""
+
+GRACE_S = 10.0
+"""How long deliveries may take to finish their batch when a stream ends. Scalingo kills 30 s after SIGTERM, and the
+slot must be free within 20: ten for the batch, the rest for closing connections."""
+
+
+class StreamEnded(Exception):
+    """The stream is to be started anew; no error. Holds the reason as a sentence."""
+
+
+class Lane:
+    """One slot and the deliveries that share it. `run` is its whole life."""
+
+    def __init__(
+        self,
+        config: Config,
+        deliveries: Sequence[Delivery],
+        *,
+        heartbeats: Heartbeats,
+        metrics: LaneMetrics,
+        stop: asyncio.Event,
+    ) -> None:
+        self._config = config
+        self._source = config.source
+        self._deliveries = deliveries
+        self._heartbeats = heartbeats
+        self._metrics = metrics
+        self._stop = stop
+        self._binary = True
+        self._backoff = Backoff()
+        self._ended = asyncio.Event()
+        self._why: BaseException | None = None
+        self._progress = asyncio.Event()
+        self._received = INVALID_LSN
+        self._confirmed = INVALID_LSN
+        self.name = "source"
+        self.is_streaming = False
+        self.trouble: str | None = "starting"
+
+    async def run(self) -> None:
+        """Stream until ``stop`` is set; whatever happens meanwhile is logged, counted and tried again."""
+        while not self._stop.is_set():
+            await until_done(self._stream_once, backoff=self._backoff, on_failure=self._failed, stop=self._stop)
+
+    def restart(self, reason: str) -> None:
+        """End this stream in good order and begin another: somebody needs what the slot still has."""
+        self._end(StreamEnded(reason))
+
+    def wake(self) -> None:
+        """A delivery has made something durable."""
+        self._progress.set()
+
+    def _failed(self, error: CdcError, wait_s: float) -> None:
+        self.trouble = str(error)
+        self._metrics.error(error)
+        self._metrics.retried()
+        level = _log.info if isinstance(error, SlotInUse) else _log.warning
+        level("no stream", reason=str(error), sql=error.sql, again_in_s=round(wait_s, 1))
+
+    def _end(self, why: BaseException) -> None:
+        if not self._ended.is_set():
+            self._why = why
+            self._ended.set()
+
+    async def _stream_once(self) -> None:
+        """One stream, from taking the slot to releasing it. Returns when another one is to follow at once."""
+        self._ended.clear()
+        self._why = None
+        name = self._source.application_name
+        dsn = self._source.dsn.get_secret_value()
+        try:
+            async with (
+                await ReplicationConnection.open(dsn, name) as stream,
+                await connect(dsn, application_name=f"{name} catalog") as catalog,
+            ):
+                await self._serve(stream, catalog)
+        finally:
+            self.is_streaming = False
+            self._metrics.up(False)
+        self._conclude(self._why)
+
+    def _conclude(self, why: BaseException | None) -> None:
+        """What the end of a stream means for the next one."""
+        match why:
+            case None:
+                pass
+            case StreamEnded():
+                _log.info("stream starts anew", reason=str(why))
+            case BinaryRefused():
+                # Hazard 25: a type without a send function inside an array ends a binary stream for ever.
+                self._binary = False
+                _log.warning("stream starts anew with text values", reason=str(why))
+            case _:
+                raise why
+
+    async def _serve(self, stream: ReplicationConnection, catalog: Connection) -> None:
+        system = await stream.identify_system()
+        switches = await stream.timeline_history(system.timeline)
+        await stream.start(self._source.slot, self._source.publication_names, binary=self._binary)
+        slot = await read_slot(catalog, self._source.slot)
+        if slot is None or slot.confirmed_flush_lsn is None:
+            raise ResyncNeeded(f"the source has no slot {self._source.slot}: bootstrap the targets (`cdc bootstrap`)")
+        self._confirmed = self._received = slot.confirmed_flush_lsn
+        for delivery in self._deliveries:
+            delivery.begin()
+        history = await self._history(catalog, system, switches, slot)
+        self._metrics.up(True)
+        self.is_streaming, self.trouble = True, None
+        self._backoff.progressed()
+        _log.info("streaming", slot=slot.name, confirmed_flush_lsn=str(slot.confirmed_flush_lsn))
+
+        async with asyncio.TaskGroup() as tasks:
+            receiving = tasks.create_task(self._guard(self._receive(stream, catalog)))
+            helpers = [
+                tasks.create_task(self._guard(self._report(stream))),
+                tasks.create_task(self._guard(self._watch(catalog))),
+                tasks.create_task(
+                    write_heartbeats(
+                        self._source.dsn.get_secret_value(),
+                        pipeline=self._config.pipeline,
+                        application_name=f"{self._source.application_name} heartbeat",
+                        interval_s=self._config.worker.heartbeat_interval_s,
+                        heartbeats=self._heartbeats,
+                        metrics=self._metrics,
+                    )
+                ),
+            ]
+            deliveries = [
+                tasks.create_task(self._guard(delivery.run(history, self.restart, self.wake)))
+                for delivery in self._deliveries
+            ]
+            await self._until_ended()
+            receiving.cancel()
+            for delivery in self._deliveries:
+                delivery.close()
+            if deliveries:
+                _, unfinished = await asyncio.wait(deliveries, timeout=GRACE_S)
+                for task in unfinished:
+                    task.cancel()
+                await asyncio.wait(deliveries)
+            with contextlib.suppress(SourceUnavailable):
+                await self._report_once(stream)
+            for task in helpers:
+                task.cancel()
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """An error of one task ends the stream in good order instead of cancelling its siblings in mid-batch."""
+        try:
+            await work
+        except CdcError as error:
+            self._end(error)
+
+    async def _until_ended(self) -> None:
+        waiters = [asyncio.ensure_future(event.wait()) for event in (self._ended, self._stop)]
+        try:
+            await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for waiter in waiters:
+                waiter.cancel()
+
+    async def _history(
+        self, catalog: Connection, system: System, switches: Sequence[tuple[int, Lsn]], slot: Slot
+    ) -> SourceHistory:
+        heartbeat = await read_heartbeat(catalog, self._config.pipeline)
+        return SourceHistory(
+            system_identifier=system.system_identifier,
+            timeline=system.timeline,
+            switch_points=switches,
+            wal_position=system.wal_position,
+            slot=slot.name,
+            confirmed_lsn=slot.confirmed_flush_lsn,
+            slot_is_lost=slot.is_lost,
+            incarnation=heartbeat.incarnation if heartbeat else None,
+        )
+
+    # --- receiving
+
+    async def _receive(self, stream: ReplicationConnection, catalog: Connection) -> None:
+        """Frames in, whole transactions out, for ever."""
+        accumulator = Accumulator(part_bytes=self._config.worker.max_batch_bytes)
+        while True:
+            frames = await stream.receive()
+            messages = [frame[HEADER:] for frame in frames if frame[0] == XLOG_DATA]
+            self._metrics.received(messages=len(messages), size_bytes=sum(map(len, messages)))
+            while messages:
+                try:
+                    accumulator.feed(messages)
+                    break
+                except UnknownTypes as unknown:
+                    accumulator.learn(await describe_types(catalog, unknown.keys), unknown.keys)
+                    messages = list(unknown.remaining)
+            for part in accumulator.take():
+                self._received = max(self._received, part.end_lsn or part.commit_lsn)
+                for delivery in self._deliveries:
+                    delivery.offer(part)
+                await self._wait_for_room()
+            if len(messages) < len(frames):
+                self._keepalives([frame for frame in frames if frame[0] == KEEPALIVE], accumulator)
+
+    def _keepalives(self, frames: Sequence[bytes], accumulator: Accumulator) -> None:
+        """With no transaction open, everything committed before a keepalive's LSN has been received (hazard 3)."""
+        for frame in frames:
+            keepalive = parse_keepalive(frame)
+            if keepalive.reply_requested:
+                self._progress.set()
+            if not accumulator.in_transaction:
+                self._received = max(self._received, keepalive.end_lsn)
+        if not accumulator.in_transaction:
+            for delivery in self._deliveries:
+                delivery.queue.note(self._received)
+
+    async def _wait_for_room(self) -> None:
+        """Back-pressure: pause while a queue is full; go on without a target that has stalled for too long."""
+        for delivery in self._deliveries:
+            if not delivery.queue.full:
+                continue
+            # A target that is stopped waits for a person: the others do not wait with it.
+            patience_s = 0.0 if delivery.state == "stopped" else self._config.worker.detach_after_s
+            try:
+                async with asyncio.timeout(patience_s):
+                    await delivery.queue.wait_for_room()
+            except TimeoutError:
+                delivery.set_aside(f"its queue has been full for {patience_s:g} s")
+
+    # --- reporting
+
+    async def _report(self, stream: ReplicationConnection) -> None:
+        """Tell the source what is durable, soon after it moves, and on a timer of its own whatever is being applied.
+
+        Hazard 4: ``wal_sender_timeout`` ends a connection that is silent.
+        """
+        while True:
+            await self._report_once(stream)
+            await asyncio.sleep(REPORT_GAP_S)
+            self._progress.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._config.worker.status_interval_s):
+                    await self._progress.wait()
+
+    async def _report_once(self, stream: ReplicationConnection) -> None:
+        self._confirmed = max(self._confirmed, self._durable())
+        await stream.send_status(self._received, self._confirmed, self._confirmed)
+
+    def _durable(self) -> Lsn:
+        """The minimum over the targets of what is durable there (invariant 3). A target that was not read holds all."""
+        known = [delivery.acknowledgeable for delivery in self._deliveries if delivery.holds_acknowledgement]
+        if not known:
+            return INVALID_LSN
+        return min(INVALID_LSN if lsn is None else lsn for lsn in known)
+
+    async def _watch(self, catalog: Connection) -> None:
+        """Show the slot and the lag in bytes."""
+        while True:
+            _, wal_position = await read_clock(catalog)
+            self._metrics.source_position(wal_position)
+            slot = await read_slot(catalog, self._source.slot)
+            if slot is None:
+                self._metrics.slot_gone(self._source.slot)
+            else:
+                self._metrics.slot(
+                    slot.name,
+                    active=slot.active,
+                    retained_bytes=slot.retained_bytes,
+                    safe_wal_size=slot.safe_wal_size,
+                    wal_status=slot.wal_status,
+                    confirmed_flush_lsn=slot.confirmed_flush_lsn,
+                )
+            for delivery in self._deliveries:
+                if delivery.position is not None:
+                    delivery.metrics.lag_bytes(wal_position - delivery.position)
+            await asyncio.sleep(SLOT_WATCH_S)

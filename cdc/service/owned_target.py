@@ -1,0 +1,370 @@
+"""A target that is ours: one session, its fence and positions, and the target transactions that move them.
+
+An `OwnedTarget` lives as long as its session. Every change to the target's database goes through it, and every target
+transaction that it makes ends with ``cdc.advance`` and COMMIT in one round trip: rows, positions of tables, counters
+and the fence check commit together or not at all (invariants 1 and 4).
+
+After any error the session is of no more use: its owner closes it, takes the target again and reads the position,
+because a COMMIT whose answer was lost may have happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Self
+
+import structlog
+
+from cdc.changes.relation import Relation
+from cdc.changes.transaction import Mark, Part
+from cdc.config import TargetConfig
+from cdc.errors import CdcError, TableStopped
+from cdc.lsn import Lsn
+from cdc.observe.metrics import TargetMetrics
+from cdc.routing.patterns import split
+from cdc.routing.router import route_of
+from cdc.service.heartbeats import Heartbeats
+from cdc.service.positions import Positions
+from cdc.service.stops import Stop, Stops
+from cdc.source.heartbeat import PREFIX, Heartbeat, parse
+from cdc.target import position, table_state
+from cdc.target.applier import Applied, Applier, Plans
+from cdc.target.history import SourceHistory, check_history
+from cdc.target.session import Session, target_errors
+from cdc.target.table_plan import TablePlan
+from cdc.target.table_state import RowCounts, TableName
+
+_log = structlog.get_logger(__name__)
+
+COUNTERS_EVERY_S = 2.0
+"""How often the row counters of ``cdc status`` are written. They travel with a batch, but not with each: an update per
+table would cost a small batch more than its rows. A worker that is killed loses at most these seconds of counts."""
+
+
+class OwnedTarget:
+    """One session on one target that has been taken. Made by `take`."""
+
+    def __init__(
+        self,
+        session: Session,
+        owned: position.Ownership,
+        config: TargetConfig,
+        states: Sequence[table_state.TableState],
+        stops: Stops,
+        metrics: TargetMetrics,
+        heartbeats: Heartbeats,
+    ) -> None:
+        assert owned.position is not None  # `take` has compared histories
+        self._session = session
+        self._pipeline = owned.pipeline
+        self._fence = owned.fence
+        self._config = config
+        self._stops = stops
+        self._metrics = metrics
+        self._heartbeats = heartbeats
+        named = (route_of(config, *split(table)) for table in config.tables)
+        routes = [route for route in named if route is not None]
+        self._applier = Applier(session, owned.target, follows=config.follows, routes=routes)
+        self._plans: dict[Relation, TablePlan] = {}
+        self._not_taken: set[Relation] = set()
+        self._loaded = {state.source_name for state in states if state.state != "copying"}
+        self._ignored: set[str] = set()
+        self._counts: dict[TableName, RowCounts] = {}
+        self._counted_at = time.monotonic()
+        self.positions = Positions(
+            owned.position, {state.source_name: state.position for state in states if state.position is not None}
+        )
+        for name, stop in stops.current.items():
+            held = self.positions.tables.get(name)
+            self.positions.stop(name, stop.commit_lsn if held is None else held.held)
+
+    @classmethod
+    async def take(
+        cls,
+        session: Session,
+        pipeline: str,
+        config: TargetConfig,
+        history: SourceHistory,
+        *,
+        stops: Stops,
+        metrics: TargetMetrics,
+        heartbeats: Heartbeats,
+    ) -> Self:
+        """Become the owner of the target, and see what it holds.
+
+        Tables that a former worker has stopped are tried again. Raises `ResyncNeeded` when the position does not belong
+        to ``history``.
+        """
+        owned = await position.take(session, pipeline)
+        refusal = check_history(session.where, owned.history, owned.position, history)
+        if refusal is not None:
+            await position.record_state(session, pipeline, owned.fence, "needs resync")
+            await position.record_error(session, pipeline, str(refusal))
+            raise refusal
+        if owned.history is not None and owned.history.timeline != history.timeline:
+            await position.record_timeline(session, pipeline, owned.fence, history.timeline)
+        states = await table_state.read(session, pipeline)
+        for state in states:
+            if state.state == "stopped" and state.source_name not in stops.current:
+                await table_state.resume(session, pipeline, (state.source_schema, state.source_table))
+        target = cls(session, owned, config, states, stops, metrics, heartbeats)
+        await target.record_state("streaming")
+        return target
+
+    @property
+    def position(self) -> Lsn:
+        """Up to where the target holds everything (tables that differ excepted)."""
+        return self.positions.target
+
+    async def record_state(self, state: str, error: str | None = None) -> None:
+        """Say in the target, for ``cdc status``, how it is. Raises `FenceLost`."""
+        await position.record_state(self._session, self._pipeline, self._fence, state)
+        await position.record_error(self._session, self._pipeline, error)
+
+    # --- applying
+
+    async def apply(self, parts: Sequence[Part]) -> None:
+        """Apply whole transactions as one target transaction; durable when it returns.
+
+        Raises `TableStopped` and `BatchRejected` with nothing applied.
+        """
+
+        async def once() -> AsyncIterator[Sequence[Part]]:
+            yield parts
+
+        await self.apply_large(once())
+
+    async def apply_large(self, stretches: AsyncIterator[Sequence[Part]]) -> None:
+        """Apply what comes, stretch by stretch, as one target transaction; durable when it returns.
+
+        A stretch is forgotten as soon as it has been applied, so memory does not grow with the transaction.
+        """
+        connection = self._session.connection
+        started = time.monotonic()
+        ended: list[Part] = []
+        marks: list[Mark] = []
+        size = 0
+        total: Counter[str] = Counter()
+        was_strict = False
+        has_begun = False
+        try:
+            async for parts in stretches:
+                plans = await self._plans_for(parts)
+                if not has_begun:
+                    await self._applier.prepare(plans)
+                    with target_errors("beginning a transaction", self._session.where):
+                        await connection.execute("BEGIN")
+                    has_begun = True
+                applied = await self._applier.apply(parts, plans, self._holds)
+                self._count(applied, total)
+                was_strict |= applied.was_strict
+                for part in parts:
+                    size += part.size
+                    marks += part.marks
+                    if part.is_last:
+                        ended.append(_without_changes(part))
+        except CdcError:
+            if has_begun and not connection.is_closed():
+                with target_errors("rolling back", self._session.where):
+                    await connection.execute("ROLLBACK")
+            raise
+        await self._commit(ended, marks=marks)
+        self._metrics.batch_applied(
+            transactions=len(ended),
+            inserts=total["inserted"],
+            updates=total["updated"],
+            deletes=total["deleted"],
+            truncates=total["truncated"],
+            size_bytes=size,
+            duration_s=time.monotonic() - started,
+            strict=was_strict,
+        )
+
+    async def advance_to(self, idle_at: Lsn) -> None:
+        """Store that the stream holds nothing more before ``idle_at``."""
+        with target_errors("storing the position", self._session.where):
+            await self._session.connection.execute("BEGIN")
+        await self._commit([], idle_at=idle_at)
+
+    async def save(self) -> None:
+        """Write what waits for the next batch to travel with: counters, and tables that have stopped."""
+        if self._counts or any(not stop.is_recorded for stop in self._stops.current.values()):
+            self._counted_at = -COUNTERS_EVERY_S
+            await self.advance_to(self.position)
+
+    async def _plans_for(self, parts: Sequence[Part]) -> Plans:
+        """The plans of all relations of this session. A relation that cannot be planned stops its table, here."""
+        for part in parts:
+            for relation in part.relations:
+                if relation not in self._plans and relation not in self._not_taken:
+                    plan = await self._plan(relation, part)
+                    if plan is None:
+                        self._not_taken.add(relation)
+                    else:
+                        self._plans[relation] = plan
+        return self._plans
+
+    async def _plan(self, relation: Relation, part: Part) -> TablePlan | None:
+        route = route_of(self._config, relation.schema, relation.name)
+        if route is None:
+            return None
+        table = relation.qualified_name
+        if table not in self._loaded:
+            if table not in self._ignored:
+                self._ignored.add(table)
+                _log.warning(
+                    "a table is streamed that was never loaded here; its changes are left out until it is",
+                    table=table,
+                    mend="cdc bootstrap --from live",
+                )
+            return None
+        try:
+            return await self._applier.plan(relation, route)
+        except TableStopped as error:
+            self.stop(table, part.commit_lsn, error, relation)
+            return None
+
+    def _holds(self, relation: Relation, part: Part) -> bool:
+        return self.positions.skips(relation.qualified_name, part)
+
+    def _count(self, applied: Applied, total: Counter[str]) -> None:
+        """Add to the counters of the tables, to be written when it is time, and to the sum of a batch."""
+        for table, rows in applied.tables.items():
+            counts = RowCounts(rows.inserted, rows.updated, rows.deleted, rows.truncated)
+            for field in ("inserted", "updated", "deleted", "truncated"):
+                total[field] += getattr(counts, field)
+            self._counts[split(table)] = _sum(self._counts.get(split(table), RowCounts()), counts)
+
+    # --- committing
+
+    async def _commit(
+        self,
+        ended: Sequence[Part],
+        *,
+        marks: Sequence[Mark] = (),
+        idle_at: Lsn | None = None,
+    ) -> None:
+        """Advance and COMMIT in one round trip, with whatever else has to be stored."""
+        before = self.positions.target
+        after, changed = self.positions.after(ended, idle_at)
+        unrecorded = [stop for stop in self._stops.current.values() if not stop.is_recorded]
+        statements = [
+            table_state.position_sql(self._pipeline, split(table), held) for table, held in sorted(changed.items())
+        ]
+        counts = self._counts if time.monotonic() - self._counted_at >= COUNTERS_EVERY_S else {}
+        if counts:
+            statements.append(table_state.count_sql(self._pipeline, counts))
+        newest = self._newest_heartbeat(marks)
+        statements.append(
+            position.advance_sql(
+                self._pipeline,
+                self._fence,
+                before,
+                after,
+                transactions=sum(1 for part in ended if part.commit_lsn >= before),
+                commit_time_us=ended[-1].commit_time_us if ended else None,
+                heartbeat_count=newest.count if newest else None,
+                heartbeat_at=newest.at if newest else None,
+            )
+        )
+        for stop in unrecorded:
+            await self._record(stop, changed)
+        with target_errors("committing", self._session.where):
+            await self._session.connection.execute("; ".join([*statements, "COMMIT"]))
+        self._committed(after, changed, counts, unrecorded, newest)
+
+    def _committed(
+        self,
+        after: Lsn,
+        changed: Mapping[str, Lsn | None],
+        counts: Mapping[TableName, RowCounts],
+        recorded: Sequence[Stop],
+        newest: Heartbeat | None,
+    ) -> None:
+        """It is durable: memory follows."""
+        self.positions.advance(after, changed)
+        for stop in recorded:
+            stop.is_recorded = True
+        if counts:
+            self._counts = {}
+            self._counted_at = time.monotonic()
+        caught_up = [table for table, held in changed.items() if held is None]
+        self._stops.went_on(caught_up)
+        self._metrics.position(after)
+        if newest is not None:
+            latency = self._heartbeats.age_s(newest.count)
+            if latency is not None:
+                self._metrics.heartbeat_held(age_s=latency, latency_s=latency)
+
+    def _newest_heartbeat(self, marks: Sequence[Mark]) -> Heartbeat | None:
+        for mark in reversed(marks):
+            if mark.prefix == PREFIX:
+                found = parse(mark.content)
+                if found.pipeline == self._pipeline:
+                    return found
+        return None
+
+    # --- tables that stop alone
+
+    def stop(self, table: str, commit_lsn: Lsn, error: CdcError, relation: Relation | None) -> None:
+        """``table`` takes nothing from that transaction on; stored with the next commit."""
+        self.positions.stop(table, commit_lsn)
+        self._stops.add(table, commit_lsn, error, relation)
+        self._metrics.error(error)
+        self._metrics.table_stopped(table, "shape" if relation is not None else "rejected")
+        _log.error("table stopped", table=table, reason=str(error), sql=error.sql, lsn=str(commit_lsn))
+
+    async def look_at_stops(self) -> list[str]:
+        """Look at the stopped tables whose time has come; return those that shall be tried again.
+
+        They are recorded as streaming, behind their target; the stream has to be started anew for them.
+        """
+        resumed = [stop.table for stop in self._stops.due() if await self._fits_now(stop)]
+        for table in resumed:
+            self._stops.remove(table)
+            await table_state.resume(self._session, self._pipeline, split(table))
+            self._metrics.table_resumed(table)
+        return resumed
+
+    async def _fits_now(self, stop: Stop) -> bool:
+        if stop.relation is None:
+            return True
+        route = route_of(self._config, stop.relation.schema, stop.relation.name)
+        if route is None:
+            return False
+        self._applier.forget()
+        try:
+            await self._applier.plan(stop.relation, route)
+        except TableStopped as error:
+            self._stops.look_later(stop)
+            if str(error) != str(stop.error):
+                stop.error, stop.is_recorded = error, False
+                await self.save()
+            return False
+        return True
+
+    async def _record(self, stop: Stop, changed: Mapping[str, Lsn | None]) -> None:
+        schema, name = split(stop.table)
+        route = route_of(self._config, schema, name)
+        held = changed.get(stop.table) or self.positions.tables[stop.table].held
+        if route is not None:
+            await table_state.stop(
+                self._session,
+                self._pipeline,
+                route,
+                position=held,
+                reason=str(stop.error),
+                mend=stop.error.sql,
+                sqlstate=stop.error.server.sqlstate if stop.error.server else None,
+            )
+
+
+def _sum(a: RowCounts, b: RowCounts) -> RowCounts:
+    return RowCounts(a.inserted + b.inserted, a.updated + b.updated, a.deleted + b.deleted, a.truncated + b.truncated)
+
+
+def _without_changes(part: Part) -> Part:
+    """What `Positions.after` needs of an applied part; its rows can go."""
+    return Part(part.xid, part.commit_lsn, part.commit_time_us, part.is_first, part.end_lsn)

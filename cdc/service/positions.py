@@ -1,0 +1,103 @@
+"""What a target holds, table by table: the reasoning about positions, once.
+
+A target has one position P: it holds every transaction that ends at or before P. A table can differ from its target:
+
+- It was *loaded* from a snapshot at L > P: it holds every change of transactions that end at or before L, and must
+  not get them again while the target catches up from P to L.
+- It has *stopped* at a transaction T that it cannot take (hazard: a changed shape, a rejected row): it holds everything
+  before T, the target goes on without it. T and what follows stay in the slot, because the acknowledgement never
+  passes T. Once mended, the stream is read again from there: the other tables skip what they hold, this one does not.
+
+One rule covers all three: a change is applied if and only if its table does not hold it, and is not stopped before it.
+When a table's position and the target's meet, the difference is forgotten.
+
+Which transaction a position holds is decided by the start of its commit record (`Part.is_held_by`), because the end of
+a large transaction is not known while its first parts are applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cdc.changes.transaction import Part
+from cdc.lsn import Lsn
+
+
+@dataclass(slots=True)
+class TablePosition:
+    """Where one table differs from its target.
+
+    It holds everything that ends at or before ``held``, and, if ``stopped_from`` is given, takes nothing from the
+    transaction on whose commit record starts there.
+    """
+
+    held: Lsn
+    stopped_from: Lsn | None = None
+
+
+class Positions:
+    """The position of one target and of its tables that differ, in memory; the target's database has the same."""
+
+    def __init__(self, target: Lsn, tables: Mapping[str, Lsn]) -> None:
+        """``tables``: the own positions of tables (``schema.table`` at the source) that have one. None is stopped."""
+        self.target = target
+        self.tables = {name: TablePosition(held) for name, held in tables.items()}
+
+    def skips(self, table: str, part: Part) -> bool:
+        """Whether the changes of ``table`` in this transaction are not to be applied."""
+        own = self.tables.get(table)
+        if own is None:
+            return part.commit_lsn < self.target
+        return part.commit_lsn < own.held or (own.stopped_from is not None and part.commit_lsn >= own.stopped_from)
+
+    def skips_all(self, part: Part) -> bool:
+        """Whether no table needs anything of this transaction."""
+        return part.commit_lsn < self.target and not any(
+            own.held <= part.commit_lsn and (own.stopped_from is None or part.commit_lsn < own.stopped_from)
+            for own in self.tables.values()
+        )
+
+    def stop(self, table: str, commit_lsn: Lsn) -> None:
+        """``table`` takes nothing from the transaction on whose commit record starts at ``commit_lsn``."""
+        own = self.tables.setdefault(table, TablePosition(self.target))
+        own.stopped_from = commit_lsn if own.stopped_from is None else min(own.stopped_from, commit_lsn)
+
+    def is_stopped(self, table: str) -> bool:
+        """Whether the table has been stopped since the stream began."""
+        own = self.tables.get(table)
+        return own is not None and own.stopped_from is not None
+
+    def after(self, parts: Sequence[Part], idle_at: Lsn | None = None) -> tuple[Lsn, dict[str, Lsn | None]]:
+        """The target's position once ``parts`` are applied, and the own positions that change.
+
+        `None` for a table says that it has no own position any more. ``idle_at`` says that the stream holds nothing
+        more before that LSN.
+        """
+        ends = [(part.commit_lsn, part.end_lsn) for part in parts if part.end_lsn is not None]
+        if idle_at is not None:
+            ends.append((idle_at, idle_at))
+        target = max([self.target, *(end for _, end in ends)])
+        changed: dict[str, Lsn | None] = {}
+        for name, own in self.tables.items():
+            limit = own.stopped_from
+            held = max([own.held, *(end for commit, end in ends if limit is None or commit < limit)])
+            if limit is None and own.held <= target <= held:
+                changed[name] = None
+            elif held != own.held:
+                changed[name] = held
+        return target, changed
+
+    def advance(self, target: Lsn, changed: Mapping[str, Lsn | None]) -> None:
+        """Take over what `after` said, once it is durable."""
+        self.target = target
+        for name, held in changed.items():
+            if held is None:
+                self.tables.pop(name, None)
+            else:
+                self.tables[name].held = held
+
+    @property
+    def acknowledgeable(self) -> Lsn:
+        """Up to where nothing is needed from the slot any more."""
+        return min([self.target, *(own.held for own in self.tables.values())])

@@ -1,0 +1,182 @@
+"""`cdc setup` and `cdc teardown`: what replication needs of the source and of the targets, made and unmade.
+
+`setup` is idempotent and only ever adds: running it again after the configuration changed brings the publications up to
+date. `teardown` removes exactly what `setup` and a bootstrap made, and nothing else (invariant 9): the slots of this
+pipeline, its two publications, its heartbeat, its row in each target. What is shared with another pipeline (the schema
+``cdc``) goes with the last one. Publications of somebody else and the rows of the targets stay.
+
+The pipeline's heartbeat row at the source is the mark that a setup of ours has been here. It is written before the
+publications and removed after everything else, so that either command can be killed at any point and run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AsyncExitStack
+
+from cdc.config import Config, for_asyncpg
+from cdc.errors import CdcError, SetupError, SlotInUse
+from cdc.identifiers import quote
+from cdc.routing.router import build_all_routes
+from cdc.source import catalog, heartbeat, publication, slot
+from cdc.source.connection import Connection
+from cdc.source.connection import connect as connect_source
+from cdc.target import migrations, position
+from cdc.target.session import Session
+from cdc.target.session import connect as connect_target
+
+Say = Callable[[str], None]
+"""Told every step that was taken, one sentence each."""
+
+
+async def setup(config: Config, say: Say) -> None:
+    """Create what is missing: heartbeat and publications at the source, the ``cdc`` schema in every target.
+
+    Every target is tried, also when another one failed. Raises `ConfigurationError` before anything is changed when a
+    route names what the source does not have; then the error of whatever could not be set up, several in an
+    ``ExceptionGroup``.
+    """
+    async with await connect_source(
+        config.source.dsn.get_secret_value(), application_name=f"{config.source.application_name} setup"
+    ) as source:
+        tables = {table.name: table for table in await catalog.read_tables(source)}
+        columns = {name: [column.name for column in table.relation.columns] for name, table in tables.items()}
+        routes = build_all_routes(config, columns)
+        wanted = {route.source_name for of_target in routes.values() for route in of_target}
+        await _set_up_source(config, source, [tables[name] for name in sorted(wanted)], say)
+    failures: list[CdcError] = []
+    for name, target in config.targets.items():
+        try:
+            session = await connect_target(
+                for_asyncpg(target.dsn.get_secret_value()), application_name=f"cdc setup {config.pipeline}", target=name
+            )
+            async with AsyncExitStack() as stack:
+                stack.push_async_callback(session.close)
+                await _set_up_target(config, session, name, say)
+        except CdcError as error:
+            failures.append(error)
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        raise ExceptionGroup("targets that could not be set up", failures)
+
+
+async def _set_up_source(config: Config, source: Connection, tables: Sequence[catalog.SourceTable], say: Say) -> None:
+    names = config.source.publication_names
+    existing = await publication.read(source, names)
+    is_first = await heartbeat.read(source, config.pipeline) is None
+    if config.source.manage_publications:
+        if is_first:
+            _refuse_foreign_publications(existing.values(), {table.name for table in tables})
+    elif missing := [name for name in names if name not in existing]:
+        raise SetupError(
+            f"the source has no publication {', '.join(missing)}, and manage_publications = false leaves them to "
+            f"somebody else: create them there, or correct source.publications"
+        )
+    await heartbeat.ensure(source, config.pipeline)
+    say(f"source: the heartbeat of pipeline {config.pipeline} {'is created' if is_first else 'was there'}")
+    if config.source.manage_publications:
+        done = await publication.ensure(source, config.source.publication, tables)
+        for statement in done:
+            say(f"source: {statement}")
+        if not done:
+            say(f"source: the publications {' and '.join(names)} were up to date")
+
+
+def _refuse_foreign_publications(existing: Collection[publication.Publication], wanted: Collection[str]) -> None:
+    """Raise `SetupError` when a publication that no setup of ours made would lose tables."""
+    for present in existing:
+        others = sorted(f"{schema}.{table}" for schema, table in present.tables)
+        others = [name for name in others if name not in wanted]
+        if others:
+            raise SetupError(
+                f"the source already has a publication {present.name}, which `cdc setup` did not create, with tables "
+                f"that no target asks for ({', '.join(others[:5])}{', …' if len(others) > 5 else ''}): configure "
+                f"another publication name, or follow this one with manage_publications = false"
+            )
+
+
+async def _set_up_target(config: Config, session: Session, name: str, say: Say) -> None:
+    applied = await migrations.migrate(session)
+    await position.register(session, config.pipeline, name)
+    if applied:
+        say(f"{name}: the schema cdc has the migrations {', '.join(step.name for step in applied)}")
+    else:
+        say(f"{name}: the schema cdc was up to date")
+
+
+async def teardown(config: Config, say: Say) -> None:
+    """Remove what `setup` and a bootstrap made. Nothing is removed unless the source and every target can be reached.
+
+    Raises `SlotInUse` while a worker streams, before anything is removed.
+    """
+    async with AsyncExitStack() as stack:
+        source = await connect_source(
+            config.source.dsn.get_secret_value(), application_name=f"{config.source.application_name} teardown"
+        )
+        stack.push_async_callback(source.close)
+        sessions: dict[str, Session] = {}
+        for name, target in config.targets.items():
+            sessions[name] = await connect_target(
+                for_asyncpg(target.dsn.get_secret_value()),
+                application_name=f"cdc teardown {config.pipeline}",
+                target=name,
+            )
+            stack.push_async_callback(sessions[name].close)
+        is_set_up = await heartbeat.read(source, config.pipeline) is not None
+        if is_set_up:
+            await _drop_slots(config, source, say)
+        for name, session in sessions.items():
+            await _tear_down_target(config, session, name, say)
+        if is_set_up:
+            await _tear_down_source(config, source, say)
+        else:
+            say(f"source: nothing of pipeline {config.pipeline} was there")
+
+
+async def _drop_slots(config: Config, source: Connection, say: Say) -> None:
+    """Drop the shared slot and those of the configured targets' lanes; others that look like ours are only named."""
+    ours = {config.source.slot} | {f"{config.source.slot}{slot.LANE_SEPARATOR}{name}" for name in config.targets}
+    slots = await slot.read_slots(source, config.source.slot)
+    database = source.info.dbname
+    mine = [
+        found for found in slots if found.name in ours and found.plugin == slot.PLUGIN and found.database == database
+    ]
+    for found in mine:
+        if found.active:
+            raise SlotInUse(
+                f"the slot {found.name} is in use by the process {found.active_pid} of the source: stop the worker "
+                f"(`cdc run`) first; nothing was removed"
+            )
+    for found in mine:
+        if await slot.drop_slot(source, found.name):
+            say(f"source: the slot {found.name} is dropped")
+    for found in slots:
+        if found not in mine:
+            say(
+                f"source: the slot {found.name} stays: it belongs to no target of this configuration "
+                f"(SELECT pg_drop_replication_slot('{found.name}') drops it)"
+            )
+
+
+async def _tear_down_target(config: Config, session: Session, name: str, say: Say) -> None:
+    if len(await migrations.pending(session)) == len(migrations.known()):
+        say(f"{name}: nothing of pipeline {config.pipeline} was there")
+        return
+    if await position.forget(session, config.pipeline):
+        await migrations.remove(session)
+        say(f"{name}: the schema cdc is removed; the tables and their rows stay")
+    else:
+        say(f"{name}: the position is removed; the schema cdc stays, another pipeline uses it")
+
+
+async def _tear_down_source(config: Config, source: Connection, say: Say) -> None:
+    if config.source.manage_publications:
+        existing = await publication.read(source, config.source.publication_names)
+        if foreign := [name for name, found in existing.items() if found.all_tables or found.schemas]:
+            say(f"source: the publication {', '.join(map(quote, foreign))} stays: `cdc setup` makes none of this kind")
+        else:
+            for name in await publication.drop(source, config.source.publication):
+                say(f"source: the publication {name} is dropped")
+    await heartbeat.drop(source, config.pipeline)
+    say(f"source: the heartbeat of pipeline {config.pipeline} is removed")

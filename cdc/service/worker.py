@@ -1,0 +1,84 @@
+"""The always-on process: one pipeline, its lanes, its HTTP door, and an orderly end.
+
+`run` returns only after SIGTERM or SIGINT. Databases that are away, a slot that somebody else holds, a target that
+needs a person: all of that is waited for and shown, never a reason to exit (Scalingo gives up after a dozen crashes,
+and its deploys overlap: hazard 5). Only a configuration that cannot work ends it at once, with a sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import structlog
+
+from cdc.config import Config
+from cdc.observe.metrics import Metrics
+from cdc.service import http
+from cdc.service.delivery import Delivery
+from cdc.service.heartbeats import Heartbeats
+from cdc.service.lane import Lane
+
+_log = structlog.get_logger(__name__)
+
+
+async def run(config: Config) -> None:
+    """Replicate until told to stop.
+
+    Then what was begun is finished or rolled back, what is durable is confirmed, and the slot is released, all within
+    20 seconds. Raises `ConfigurationError` when the metrics address cannot be listened on.
+    """
+    stop = asyncio.Event()
+    with _signals(stop.set), structlog.contextvars.bound_contextvars(pipeline=config.pipeline):
+        metrics = Metrics(config.pipeline)
+        metrics.worker(version=version("cdc"))
+        heartbeats = Heartbeats()
+        deliveries = [
+            Delivery(name, config, metrics=metrics.target(name), heartbeats=heartbeats) for name in config.targets
+        ]
+        # One shared lane today. A lane of a laggard's own is another `Lane` in this list, with a slot of its own.
+        lanes = [Lane(config, deliveries, heartbeats=heartbeats, metrics=metrics.lane(), stop=stop)]
+        host, port = config.worker.metrics_host_and_port
+        async with http.serve(
+            host,
+            port,
+            metrics=metrics,
+            readiness=lambda: _missing(lanes, deliveries),
+            password=config.worker.metrics_password,
+        ) as (address, bound_port):
+            _log.info("worker started", targets=list(config.targets), metrics=f"{address}:{bound_port}")
+            async with asyncio.TaskGroup() as tasks:
+                for lane in lanes:
+                    tasks.create_task(lane.run())
+        _log.info("worker stopped")
+
+
+def _missing(lanes: list[Lane], deliveries: list[Delivery]) -> Mapping[str, str]:
+    """What stands between the worker and being ready: a sentence per source or target."""
+    missing = {lane.name: lane.trouble or "not streaming" for lane in lanes if not lane.is_streaming}
+    for delivery in deliveries:
+        if not delivery.is_taken:
+            missing[delivery.name] = delivery.trouble or "not taken yet"
+    return missing
+
+
+@contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM (the platform) and SIGINT (a person) ask for an orderly end; a second SIGINT is the usual one."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _once, loop, number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _once(loop: asyncio.AbstractEventLoop, number: signal.Signals, stop: Callable[[], None]) -> None:
+    _log.info("stopping", signal=number.name)
+    loop.remove_signal_handler(number)
+    stop()

@@ -1,0 +1,206 @@
+"""What the source's catalog says: its types, tables and indexes, described by name.
+
+The catalog describes the present, the stream describes the past (hazard 15): for the shape of a row that was streamed,
+the Relation message has the last word, and this module only puts names to its types. Everything here is read in a few
+queries whatever the number of tables. Tables are named ``schema.table``, unquoted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from cdc import statements
+from cdc.changes.relation import Column, DataType, Relation, ReplicaIdentity
+from cdc.errors import SourceUnavailable
+from cdc.source.connection import Connection, source_errors
+
+_CATALOG_READS = 5
+"""Tables and their types are two queries: DDL between them can drop a type, and then both are asked again."""
+
+TypeKey = tuple[int, int]
+"""A type's oid and its modifier (-1: none), as a Relation message carries them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTable:
+    """One table of the source, as the catalog shows it now.
+
+    ``relation`` holds the columns that pgoutput sends, in its order; ``generated`` the names of those that it leaves
+    out. ``primary_key`` are column names in the order of the key. ``identity_index`` is the index that identifies rows,
+    when one does; ``candidate_indexes`` those that ``REPLICA IDENTITY USING INDEX`` would accept. ``persistence`` is p
+    or u (unlogged: has no WAL, cannot be replicated), ``relkind`` r or p (partitioned: holds no rows itself).
+    ``parents`` are the tables that it inherits from or is a partition of. ``pages`` counts blocks of the main fork,
+    ``bytes`` includes TOAST; ``row_estimate`` is the planner's. ``hides_rows``: row security applies to this role.
+    ``is_owned``: this role may alter it, and so add it to a publication.
+    """
+
+    relation: Relation
+    not_null: frozenset[str]
+    generated: tuple[str, ...]
+    primary_key: tuple[str, ...]
+    primary_key_name: str | None
+    identity_index: str | None
+    candidate_indexes: tuple[str, ...]
+    relkind: str
+    persistence: str
+    is_partition: bool
+    parents: tuple[str, ...]
+    row_estimate: int
+    bytes: int
+    pages: int
+    filenode: int
+    is_readable: bool
+    hides_rows: bool
+    owner: str
+    is_owned: bool
+
+    @property
+    def name(self) -> str:
+        """``schema.table``, unquoted."""
+        return self.relation.qualified_name
+
+    @property
+    def usable_identity(self) -> bool:
+        """Whether the source can publish updates and deletes of it without refusing them itself (hazard 1)."""
+        return self.relation.replica_identity is ReplicaIdentity.FULL or self.identity_index is not None
+
+    @property
+    def is_publishable(self) -> bool:
+        """Whether it holds rows of its own that reach the WAL."""
+        return self.relkind == "r" and self.persistence == "p"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceIndex:
+    """One index: ``definition`` is its CREATE INDEX, ``constraint`` the constraint that it serves.
+
+    ``columns`` are its key columns in order, `None` when it holds an expression; ``reads`` all columns that its key,
+    its INCLUDE list, its expressions and its predicate need.
+    """
+
+    name: str
+    definition: str
+    is_primary: bool
+    is_unique: bool
+    is_valid: bool
+    constraint: str | None
+    constraint_definition: str | None
+    columns: tuple[str, ...] | None
+    reads: frozenset[str]
+
+
+async def read_tables(connection: Connection, names: Collection[str] | None = None) -> list[SourceTable]:
+    """All tables of users, or those of ``names`` that exist, by name. Never those of the schema ``cdc``.
+
+    Sizes are read under a lock that only waits for DDL which is running on that table.
+    """
+    parameters = {"names": None if names is None else sorted(names)}
+    for _ in range(_CATALOG_READS):
+        with source_errors("list its tables"):
+            cursor = await connection.execute(statements.load("source", "tables"), parameters)
+            rows = await cursor.fetchall()
+        keys = {(type_oid, typmod) for row in rows for _, type_oid, typmod, _, _ in row[4]}
+        types = await describe_types(connection, keys)
+        if keys <= types.keys():
+            return [_source_table(row, types) for row in rows]
+    raise SourceUnavailable("the source's types change faster than its catalog can be read")
+
+
+def _source_table(row: tuple[Any, ...], types: dict[TypeKey, DataType]) -> SourceTable:
+    oid, schema, name, identity, attributes, generated, primary_key, primary_key_name, index, candidates, *rest = row
+    relkind, persistence, is_partition, parents, *measures = rest
+    columns = tuple(
+        Column(column, types[type_oid, typmod], is_key) for column, type_oid, typmod, _, is_key in attributes
+    )
+    return SourceTable(
+        Relation(oid, schema, name, ReplicaIdentity(identity), columns),
+        frozenset(column for column, _, _, is_not_null, _ in attributes if is_not_null),
+        tuple(generated),
+        tuple(primary_key),
+        primary_key_name,
+        index,
+        tuple(candidates),
+        relkind,
+        persistence,
+        is_partition,
+        tuple(parents),
+        *measures,
+    )
+
+
+async def read_indexes(connection: Connection, table_oid: int) -> list[SourceIndex]:
+    """The indexes of one table, by name; invalid ones are included and say so."""
+    with source_errors("list the indexes of a table"):
+        cursor = await connection.execute(statements.load("source", "indexes"), {"table": table_oid})
+        rows = await cursor.fetchall()
+    indexes = []
+    for name, definition, is_primary, is_unique, is_valid, constraint, constraint_definition, columns, reads in rows:
+        key = None if columns is None else tuple(columns)
+        indexes.append(
+            SourceIndex(
+                name,
+                definition,
+                is_primary,
+                is_unique,
+                is_valid,
+                constraint,
+                constraint_definition,
+                key,
+                frozenset(reads),
+            )
+        )
+    return indexes
+
+
+@dataclass(frozen=True, slots=True)
+class _TypeRow:
+    oid: int
+    typmod: int
+    schema: str
+    name: str
+    sql: str
+    kind: str
+    element_oid: int | None
+    element_typmod: int | None
+    labels: list[str]
+    has_send: bool
+    parts: list[int]
+
+
+async def describe_types(connection: Connection, types: Iterable[TypeKey]) -> dict[TypeKey, DataType]:
+    """Describe types by oid and modifier, in one query. A type that was dropped since is not in the answer."""
+    wanted = sorted(set(types))
+    if not wanted:
+        return {}
+    parameters = {"oids": [oid for oid, _ in wanted], "typmods": [typmod for _, typmod in wanted]}
+    with source_errors("describe its types"):
+        cursor = await connection.execute(statements.load("source", "types"), parameters)
+        rows = {(row.oid, row.typmod): row for row in (_TypeRow(*values) for values in await cursor.fetchall())}
+    by_oid = {row.oid: row for row in rows.values()}
+
+    def has_binary(oid: int) -> bool:
+        """Whether the type and everything that it is made of can be sent: an array calls its element's (hazard 25)."""
+        row = by_oid.get(oid)
+        if row is None or not row.has_send:
+            return False
+        inner = [*row.parts, *([] if row.element_oid is None else [row.element_oid])]
+        return all(has_binary(part) for part in inner)
+
+    def build(key: TypeKey) -> DataType:
+        row = rows[key]
+        has_element = row.element_oid is not None and row.element_typmod is not None
+        inner = (row.element_oid or 0, -1 if row.element_typmod is None else row.element_typmod)
+        return DataType(
+            oid=row.oid,
+            schema=row.schema,
+            name=row.name,
+            sql=row.sql,
+            kind=row.kind,
+            element=build(inner) if has_element and inner in rows else None,
+            labels=tuple(row.labels),
+            has_binary=has_binary(row.oid),
+        )
+
+    return {key: build(key) for key in wanted if key in rows}

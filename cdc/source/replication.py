@@ -1,0 +1,401 @@
+"""The replication connection: commands to a walsender, then the stream of frames out of one slot.
+
+One `ReplicationConnection` is one walsender. It is opened, answers a few commands, and once `start` returns it only
+streams: `receive` hands over frames as bytes (unread; `cdc.pgoutput` knows what they say), `send_status` tells how far
+they are durable. When the stream ends, for whatever reason, the next `receive` raises, and this connection is of no
+more use: close it and open another.
+
+libpq does the talking (TLS, SCRAM, keepalives), without ever blocking the event loop. It keeps what the kernel gave it
+in its own buffer, so the order is always: take the frames that are there, read the socket, and wait only when both are
+empty. Back-pressure is not calling `receive`: then TCP holds the server back.
+
+Two errors of the stream have a type of their own, because a caller can do something about them:
+
+::
+
+    TerminalError
+     ├─ BinaryRefused         some value has no binary form: start again with ``binary=False`` (hazard 25)
+     └─ ResyncNeeded
+         └─ StreamPoisoned    the slot can never be decoded: only another slot helps (hazards 24 and 26)
+
+The source of protocol facts is PostgreSQL's manual, chapters "Streaming Replication Protocol" and "Logical Streaming
+Replication Protocol".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import psycopg
+from psycopg import pq
+
+from cdc.errors import CdcError, ResyncNeeded, ServerError, SetupError, SourceUnavailable, TerminalError
+from cdc.identifiers import quote
+from cdc.lsn import INVALID_LSN, Lsn
+from cdc.pgoutput.framing import EPOCH_UNIX_US, standby_status_update
+from cdc.source.connection import Connection, connect_walsender, explain, place, server_error, source_errors
+from cdc.source.slot import PLUGIN, read_slot, refusal
+
+MAX_RECEIVE_BYTES = 1 << 20
+MAX_RECEIVE_FRAMES = 4_000
+"""What one `receive` hands over at most: some 10 ms of work, so that status updates and other tasks get their turn."""
+
+_PROTOCOL_VERSION = 1
+"""Version 1 sends whole committed transactions, in commit order; later versions add what `cdc` does not ask for."""
+
+
+_UNMAPPED = re.compile(rb"could not map file(node|number)")
+"""An internal error of the server (XX000), which is never translated to another language."""
+
+
+class BinaryRefused(TerminalError):
+    """A value in the stream has no binary form: start again with text values."""
+
+
+class StreamPoisoned(ResyncNeeded):
+    """The slot can never be decoded: only another slot helps."""
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Who the source is, and where its WAL ends: ``IDENTIFY_SYSTEM``."""
+
+    system_identifier: str
+    timeline: int
+    wal_position: Lsn
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedSlot:
+    """A new slot: it streams every transaction that commits after ``consistent_point``.
+
+    ``snapshot`` names the exported snapshot that shows exactly what was committed before; it lives until the connection
+    that created the slot gets its next command or ends.
+    """
+
+    name: str
+    consistent_point: Lsn
+    snapshot: str | None
+
+
+class ReplicationConnection:
+    """One walsender of the source."""
+
+    def __init__(self, connection: Connection, where: str) -> None:
+        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._where = where
+        self._slot = ""
+        self._has_more = False
+        self._has_ended = False
+
+    @classmethod
+    async def open(cls, dsn: str, application_name: str) -> Self:
+        """Connect with ``replication=database``. Raises `SourceUnavailable`, `SetupError` or `ConfigurationError`."""
+        return cls(await connect_walsender(dsn, application_name=application_name), place(dsn))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def server_version(self) -> int:
+        """For example 150004."""
+        return self._pgconn.server_version
+
+    async def close(self) -> None:
+        """End the connection: what was sent is still read by the server, which then releases the slot."""
+        await self._connection.close()
+
+    # --- commands
+
+    async def identify_system(self) -> System:
+        """Ask who the source is and where its WAL ends."""
+        with source_errors("identify itself"):
+            cursor = await self._connection.execute("IDENTIFY_SYSTEM")
+            row = await cursor.fetchone()
+        if row is None:
+            raise SourceUnavailable(f"the source {self._where} does not identify itself")
+        return System(str(row[0]), int(row[1]), Lsn.parse(row[2]))
+
+    async def timeline_history(self, timeline: int) -> list[tuple[int, Lsn]]:
+        """Where each earlier timeline was left on the way to this one: ``[(timeline, switch point), …]``, oldest first.
+
+        The first timeline of a cluster has no history: the list is empty.
+        """
+        if timeline <= 1:
+            return []
+        with source_errors(f"show the history of timeline {timeline}"):
+            cursor = await self._connection.execute(f"TIMELINE_HISTORY {timeline:d}".encode())
+        content = cursor.pgresult.get_value(0, 1) if cursor.pgresult else None
+        return parse_timeline_history((content or b"").decode("utf-8", "replace"))
+
+    async def create_slot(
+        self,
+        name: str,
+        *,
+        temporary: bool = False,
+        failover: bool = False,
+        snapshot: Literal["export", "nothing"] = "nothing",
+    ) -> CreatedSlot:
+        """Create a logical slot; waits until the transactions that run now have ended.
+
+        A temporary slot ends with this connection. An exported snapshot ends with its next command. ``failover`` lets
+        standbys keep the slot (PostgreSQL 17 and later). Create publications first (hazard 24). Raises `SetupError`
+        when the name is taken, no slot is free, or ``wal_level`` is not ``logical``.
+        """
+        command = self._create_command(name, temporary=temporary, failover=failover, snapshot=snapshot)
+        try:
+            cursor = await self._connection.execute(command.encode())
+            row = await cursor.fetchone()
+        except psycopg.Error as error:
+            raise await self._explain_creation(server_error(error), name) from None
+        if row is None:
+            raise SourceUnavailable(f"the source {self._where} did not answer the creation of slot {name}")
+        return CreatedSlot(str(row[0]), Lsn.parse(row[1]), row[2])
+
+    def _create_command(self, name: str, *, temporary: bool, failover: bool, snapshot: str) -> str:
+        head = f"CREATE_REPLICATION_SLOT {quote(name)} {'TEMPORARY ' if temporary else ''}LOGICAL {PLUGIN}"
+        if failover and self.server_version < 170000:
+            raise SetupError(f"failover slots need PostgreSQL 17; {self._where} is older: set failover = false")
+        if self.server_version < 150000:
+            return f"{head} {'EXPORT_SNAPSHOT' if snapshot == 'export' else 'NOEXPORT_SNAPSHOT'}"
+        options = [f"SNAPSHOT '{snapshot}'"] + (["FAILOVER true"] if failover else [])
+        return f"{head} ({', '.join(options)})"
+
+    async def _explain_creation(self, server: ServerError | None, name: str) -> CdcError:
+        state = server.sqlstate if server else None
+        if state == "42710":
+            return SetupError(f"the source {self._where} already has a slot {name}", server=server)
+        if state == "55000":
+            return await self._explain_wal_level(server, name)
+        return explain(server, f"create the slot {name}")
+
+    async def _explain_wal_level(self, server: ServerError | None, name: str) -> CdcError:
+        with source_errors("show its wal_level"):
+            cursor = await self._connection.execute("SHOW wal_level")
+            row = await cursor.fetchone()
+        if row is not None and row[0] != "logical":
+            return SetupError(
+                f"the source {self._where} has wal_level = {row[0]}: set it to logical and restart the server",
+                sql="ALTER SYSTEM SET wal_level = 'logical';  -- then restart the server",
+                server=server,
+            )
+        return explain(server, f"use the slot {name}")
+
+    # --- the stream
+
+    async def start(
+        self,
+        slot: str,
+        publications: Sequence[str],
+        *,
+        start: Lsn = INVALID_LSN,
+        binary: bool = True,
+        messages: bool = True,
+    ) -> None:
+        """Begin to stream. With ``start`` older than what the slot confirmed, the server silently starts there.
+
+        Raises `SlotInUse` while another session streams from it, `ResyncNeeded` when the slot is missing or lost.
+        (That a publication is missing shows only later, from `receive`, and on PostgreSQL 18 not at all: look first.)
+        """
+        names = ", ".join(quote(name) for name in publications).replace("'", "''")
+        options = [f"proto_version '{_PROTOCOL_VERSION}'", f"publication_names '{names}'"]
+        options += ["binary 'true'"] if binary else []
+        options += ["messages 'true'"] if messages else []
+        command = f"START_REPLICATION SLOT {quote(slot)} LOGICAL {start} ({', '.join(options)})"
+        self._slot = slot
+        try:
+            self._pgconn.send_query(command.encode())
+            await self._flush()
+            result = await self._result()
+        except psycopg.Error:
+            raise explain(None, f"stream from the slot {slot}") from None
+        if result is not None and result.status == pq.ExecStatus.COPY_BOTH:
+            return
+        server = _error_of(result)
+        while result is not None:
+            result = await self._result()
+        raise await self._explain_start(server, slot)
+
+    async def _explain_start(self, server: ServerError | None, slot: str) -> CdcError:
+        """Name the reason by what the catalog shows: the server gives one SQLSTATE for several."""
+        if server is not None and server.sqlstate in ("42704", "55000", "58P01"):
+            database = self._pgconn.db.decode()
+            reason = refusal(await read_slot(self._connection, slot), slot, database)
+            if reason is not None:
+                reason.server = server
+                return reason
+            if server.sqlstate == "55000":
+                return await self._explain_wal_level(server, slot)
+        return explain(server, f"stream from the slot {slot}")
+
+    async def receive(self) -> list[bytes]:
+        """All frames that are there, in order; waits for the first. Each is the payload of one CopyData message.
+
+        Hands over at most `MAX_RECEIVE_BYTES` and one frame, or `MAX_RECEIVE_FRAMES`. Cancelling it loses nothing.
+        Raises `SourceUnavailable` when the connection ends, and what the server says when the stream fails.
+        """
+        frames: list[bytes] = []
+        if self._has_more:
+            # More was there than one call hands over: the other tasks of the loop come first.
+            await asyncio.sleep(0)
+        try:
+            self._take(frames)
+            while not (self._has_more or self._has_ended):
+                self._pgconn.consume_input()
+                self._take(frames)
+                if frames:
+                    break
+                if not self._has_ended:
+                    await self._readable()
+        except psycopg.Error:
+            # Frames that came before the connection broke are still good; the next call meets the error again.
+            if not frames:
+                raise explain(None, f"stream from the slot {self._slot}") from None
+        if frames:
+            return frames
+        raise await self._explain_end()
+
+    def _take(self, frames: list[bytes]) -> None:
+        """Move frames out of libpq's buffer, as many as one `receive` hands over."""
+        self._has_more = False
+        if self._has_ended:
+            return
+        get, append = self._pgconn.get_copy_data, frames.append
+        budget = MAX_RECEIVE_BYTES
+        for _ in range(MAX_RECEIVE_FRAMES):
+            size, data = get(1)
+            if size <= 0:
+                self._has_ended = size < 0
+                return
+            append(bytes(data))
+            budget -= size
+            if budget <= 0:
+                break
+        self._has_more = True
+
+    async def _explain_end(self) -> CdcError:
+        try:
+            server = None
+            while (result := await self._result()) is not None:
+                server = _error_of(result) or server
+                if server is not None and _UNMAPPED.search(result.error_message):
+                    return StreamPoisoned(
+                        f"the slot {self._slot} can never be decoded: a table got new storage while the slot was being "
+                        f"created; drop it and bootstrap again",
+                        sql=f"SELECT pg_drop_replication_slot('{self._slot}');",
+                        server=server,
+                    )
+        except psycopg.Error:
+            return explain(None, f"stream from the slot {self._slot}")
+        return self._explain_stream(server)
+
+    def _explain_stream(self, server: ServerError | None) -> CdcError:
+        state = server.sqlstate if server else None
+        if state == "42704":
+            return StreamPoisoned(
+                f"a publication that the slot {self._slot} streams does not exist on the source, or did not when the "
+                f"WAL that it reads now was written: run `cdc setup`; if that does not help, the publication was "
+                f"dropped and created again, and the targets have to be bootstrapped again",
+                server=server,
+            )
+        if state == "42883":
+            return BinaryRefused(
+                f"a value in the stream of slot {self._slot} has no binary form (a type without a send function): "
+                f"stream with text values",
+                server=server,
+            )
+        if state == "58P01":
+            return ResyncNeeded(
+                f"the source has no longer the WAL that the slot {self._slot} needs: bootstrap the targets again",
+                server=server,
+            )
+        return explain(server, f"stream from the slot {self._slot}")
+
+    async def send_status(self, write: Lsn, flush: Lsn, apply: Lsn, *, reply_requested: bool = False) -> None:
+        """Tell the server how far everything is received, durable and visible; it may forget what is before ``flush``.
+
+        Works while nothing is received. Raises `SourceUnavailable` when the connection is gone.
+        """
+        clock_us = time.time_ns() // 1_000 - EPOCH_UNIX_US
+        frame = standby_status_update(write, flush, apply, clock_us=clock_us, reply_requested=reply_requested)
+        try:
+            while not self._pgconn.put_copy_data(frame):
+                await self._writable()
+            await self._flush()
+        except psycopg.Error:
+            raise explain(None, "take a status update") from None
+
+    # --- waiting
+
+    async def _result(self) -> pq.abc.PGresult | None:
+        while self._pgconn.is_busy():
+            await self._readable()
+            self._pgconn.consume_input()
+        return self._pgconn.get_result()
+
+    async def _flush(self) -> None:
+        while self._pgconn.flush():
+            await self._writable()
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+        socket = self._pgconn.socket
+        loop.add_reader(socket, _wake, ready)
+        try:
+            await ready
+        finally:
+            loop.remove_reader(socket)
+
+    async def _writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+        socket = self._pgconn.socket
+        loop.add_writer(socket, _wake, ready)
+        try:
+            await ready
+        finally:
+            loop.remove_writer(socket)
+
+
+def parse_timeline_history(text: str) -> list[tuple[int, Lsn]]:
+    """Read a ``.history`` file: a line per timeline that was left, ``timeline``, ``switch point`` and a reason."""
+    lines = re.findall(r"^\s*(\d+)\s+([0-9A-Fa-f]+/[0-9A-Fa-f]+)", text, re.MULTILINE)
+    return [(int(timeline), Lsn.parse(switch)) for timeline, switch in lines]
+
+
+def _wake(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+def _error_of(result: pq.abc.PGresult | None) -> ServerError | None:
+    """What a failed result may tell: its SQLSTATE and names."""
+    if result is None:
+        return None
+    fields = pq.DiagnosticField
+
+    def field(which: pq.DiagnosticField) -> str | None:
+        value = result.error_field(which)
+        return value.decode("utf-8", "replace") if value else None
+
+    state = field(fields.SQLSTATE)
+    if state is None:
+        return None
+    return ServerError(
+        state,
+        field(fields.SCHEMA_NAME),
+        field(fields.TABLE_NAME),
+        field(fields.COLUMN_NAME),
+        field(fields.CONSTRAINT_NAME),
+        field(fields.DATATYPE_NAME),
+    )

@@ -1,0 +1,103 @@
+"""Replication slots as the source shows them: read, judged, dropped. Nothing here streams.
+
+A slot is never created to stand in for one that is missing or lost: what it would have kept is gone, so whoever relied
+on it is told that it needs to be loaded again (invariant 5). A slot keeps WAL for as long as it exists (hazard 2):
+`Slot.retained_bytes` and `Slot.safe_wal_size` say how much, and how much is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cdc import statements
+from cdc.errors import ResyncNeeded, SetupError, TerminalError
+from cdc.lsn import Lsn
+from cdc.source.connection import Connection, source_errors
+
+PLUGIN = "pgoutput"
+
+LANE_SEPARATOR = "__"
+"""A lane's slot is named ``<slot>__<target>``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One row of ``pg_replication_slots`` (PostgreSQL's manual, chapter "System Views").
+
+    ``retained_bytes`` is the WAL that the slot keeps from being removed; ``safe_wal_size`` the bytes that may still be
+    written before it can be lost (`None`: no limit is set). ``failover`` exists from PostgreSQL 17,
+    ``invalidation_reason`` too.
+    """
+
+    name: str
+    plugin: str | None
+    slot_type: str
+    database: str | None
+    active: bool
+    active_pid: int | None
+    restart_lsn: Lsn | None
+    confirmed_flush_lsn: Lsn | None
+    wal_status: str | None
+    safe_wal_size: int | None
+    retained_bytes: int | None
+    temporary: bool
+    two_phase: bool
+    failover: bool | None
+    invalidation_reason: str | None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the source has removed WAL that the slot needs, or has invalidated it for another reason."""
+        return self.wal_status == "lost" or self.invalidation_reason is not None or self.restart_lsn is None
+
+
+async def read_slot(connection: Connection, name: str) -> Slot | None:
+    """The slot called ``name``; `None` when there is none."""
+    return next((slot for slot in await read_slots(connection, name) if slot.name == name), None)
+
+
+async def read_slots(connection: Connection, name: str) -> list[Slot]:
+    """The slot called ``name`` and those of its lanes (``<name>__<target>``), as far as they exist, by name."""
+    with source_errors("list its replication slots"):
+        cursor = await connection.execute(statements.load("source", "slots"), {"name": name})
+        rows = await cursor.fetchall()
+    return [Slot(*row) for row in rows]
+
+
+def refusal(slot: Slot | None, name: str, database: str) -> TerminalError | None:
+    """Why nobody can stream from this slot, in a sentence; `None` when it can serve (whether it is in use or not).
+
+    ``database`` is the one that the source's DSN leads to.
+    """
+    if slot is None:
+        return ResyncNeeded(
+            f"the source has no slot {name}: what was committed since it vanished cannot be streamed; bootstrap the "
+            f"targets again (`cdc bootstrap`)"
+        )
+    if slot.slot_type != "logical" or slot.plugin != PLUGIN:
+        return SetupError(
+            f"the slot {name} on the source is not ours: it is {slot.slot_type} with plugin {slot.plugin or 'none'}, "
+            f"expected logical with {PLUGIN}; configure another slot name"
+        )
+    if slot.database != database:
+        return SetupError(
+            f"the slot {name} belongs to database {slot.database}, but the source's DSN leads to {database}; "
+            f"configure another slot name or the right database"
+        )
+    if slot.is_lost:
+        reason = slot.invalidation_reason or "WAL that it needs was removed (max_slot_wal_keep_size)"
+        return ResyncNeeded(
+            f"the slot {name} is lost: {reason}; drop it and bootstrap the targets again (`cdc bootstrap`)",
+            sql=f"SELECT pg_drop_replication_slot('{name}');",
+        )
+    return None
+
+
+async def drop_slot(connection: Connection, name: str) -> bool:
+    """Drop a slot; the WAL that it kept may be removed at once. False when there was none.
+
+    Raises `SlotInUse` while a session streams from it.
+    """
+    with source_errors(f"drop the slot {name}"):
+        cursor = await connection.execute(statements.load("source", "drop_slot"), {"name": name})
+        return await cursor.fetchone() is not None

@@ -1,0 +1,343 @@
+"""Apply what the source committed to one target, inside a transaction of the caller's.
+
+The caller owns the transaction, because rows and position commit together (invariant 1)::
+
+    await applier.prepare(plans)                 # outside of the transaction
+    BEGIN
+    applied = await applier.apply(parts, plans, holds)
+    SELECT cdc.advance(…); COMMIT
+
+What `Applier.apply` promises: when it returns, every change of the parts that has a plan and is not held already is in
+the target, each exactly once, and deferred constraints have been checked at the end of a transaction. When it raises,
+the caller rolls back; nothing else is to be done. It takes the fast path for the whole batch; if that is refused,
+halves of the batch, down to the transactions that are refused by themselves; those are replayed in the source's order.
+
+`BatchRejected` and `TableStopped` name the source's table and the transaction, so that the caller can apply the same
+batch again without them. Both, and `TargetUnavailable`, carry no row value (invariant 8).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import asyncpg
+
+from cdc.changes.relation import Relation
+from cdc.changes.row_reader import FormatChanged
+from cdc.changes.transaction import Kind, Part, Run, Truncation
+from cdc.errors import ProtocolError, TableStopped
+from cdc.routing.route import Route
+from cdc.target.catalog import TargetTable, read_table
+from cdc.target.fast_path import FastPath, copies_inserts
+from cdc.target.rejection import Refused, Unfit, guard_for, unfit_verdict, verdict
+from cdc.target.row_replay import RowReplay
+from cdc.target.session import Session, server_error, target_errors
+from cdc.target.staging import Staging
+from cdc.target.steps import RoutedPart, truncated_plans
+from cdc.target.strict_path import StrictPath
+from cdc.target.table_plan import TablePlan, TableShape, plan_table
+
+Plans = Mapping[Relation, TablePlan]
+"""By which plan a target takes the rows of a relation. A relation that is absent is not taken: it is not routed here,
+or the caller has stopped its table."""
+
+Holds = Callable[[Relation, Part], bool]
+"""Whether the relation's table holds a part already (or must not take it), so that it is to be skipped."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Changes of one source table that were applied, as the source made them (before folding)."""
+
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    truncated: int = 0
+
+
+@dataclass(slots=True)
+class Applied:
+    """What `Applier.apply` did: changes by source table (``schema.table``), and whether the strict path was needed."""
+
+    tables: dict[str, Counts] = field(default_factory=dict)
+    was_strict: bool = False
+
+    def __iadd__(self, other: Applied) -> Applied:
+        """Add what another call did."""
+        for table, counts in other.tables.items():
+            sum_of = self.tables.setdefault(table, Counts())
+            sum_of.inserted += counts.inserted
+            sum_of.updated += counts.updated
+            sum_of.deleted += counts.deleted
+            sum_of.truncated += counts.truncated
+        self.was_strict |= other.was_strict
+        return self
+
+    @property
+    def rows(self) -> int:
+        """All row changes."""
+        return sum(counts.inserted + counts.updated + counts.deleted for counts in self.tables.values())
+
+
+class Applier:
+    """Applies parts to one target, through one session. A new session needs a new applier.
+
+    ``target`` is the target's name, ``follows`` whether its schema follows the source's. ``routes`` are all of the
+    target's: they tell which tables are fed by several relations.
+    """
+
+    def __init__(self, session: Session, target: str, *, follows: bool, routes: Iterable[Route] = ()) -> None:
+        self._session = session
+        self._connection = session.connection
+        self._target = target
+        self._follows = follows
+        self._fed_by = Counter((route.target_schema, route.target_table) for route in routes)
+        self._staging = Staging(session.connection)
+        self._guard = guard_for(session.where)
+        replay = RowReplay(session.connection, self._staging, self._guard)
+        self._fast = FastPath(session.connection, self._staging, self._guard, replay)
+        self._strict = StrictPath(session.connection, self._guard, replay)
+        self._tables: dict[tuple[str, str], TargetTable | None] = {}
+        self._shapes: dict[tuple[object, ...], TableShape] = {}
+        self._plans: dict[tuple[Relation, Route], TablePlan] = {}
+        self._flipped: dict[Relation, set[int]] = {}
+
+    async def plan(self, relation: Relation, route: Route) -> TablePlan:
+        """Decide how ``relation`` gets into the route's table. Cached: by relation, and what the catalog says by table.
+
+        Raises `TableStopped` when it cannot, with the SQL that mends it where there is one; `forget` the table before
+        asking again.
+        """
+        found = self._plans.get((relation, route))
+        if found is None:
+            name = (route.target_schema, route.target_table)
+            if name not in self._tables:
+                with target_errors("reading the catalog", self._session.where):
+                    self._tables[name] = await read_table(self._connection, *name)
+            found = self._plans[relation, route] = self._make_plan(relation, route)
+        return found
+
+    def forget(self, relation: Relation | None = None) -> None:
+        """Drop what is cached of a relation and of the tables that it goes to, or everything."""
+        if relation is None:
+            self._plans.clear()
+            self._tables.clear()
+            return
+        routes = [route for planned, route in self._plans if planned is relation]
+        named = {(route.target_schema, route.target_table) for route in routes}
+        self._forget_tables(named or set(self._tables))
+
+    async def prepare(self, plans: Plans) -> None:
+        """Create and tidy the staging tables of these plans, before the transaction begins.
+
+        `apply` does it where this was not called, but what is created in a transaction goes when that is rolled back.
+        """
+        with target_errors("preparing staging tables", self._session.where):
+            await self._staging.ensure({self._current(plan).shape for plan in plans.values()})
+
+    async def apply(self, work: Sequence[Part], plans: Plans, holds: Holds | None = None) -> Applied:
+        """Apply consecutive whole transactions, or one part of a large one, inside the caller's open transaction.
+
+        Args:
+            work: The parts, in order. Those of a large transaction may come in several calls of one target transaction.
+            plans: Made by `plan` of this applier.
+            holds: Which tables hold which parts already; nothing is held by default.
+
+        Raises:
+            TableStopped: a table cannot go on: source and target differ, its shape does not fit, a right is missing.
+            BatchRejected: a constraint of the target refuses a transaction.
+            TargetUnavailable: the same may succeed later.
+            ProtocolError: a message is damaged.
+        """
+        replanned: set[tuple[str, str]] = set()
+        while True:
+            routed = self._route(work, plans, holds)
+            if not routed:
+                return Applied()
+            try:
+                with target_errors("applying a batch", self._session.where):
+                    return await self._apply(routed)
+            except FormatChanged as changed:
+                await self._roll_back()
+                self._flip(changed)
+            except Unfit as unfit:
+                await self._roll_back()
+                name = (unfit.shape.schema, unfit.shape.name)
+                if name in replanned or not unfit.is_outdated:
+                    raise await self._unfit(unfit, routed) from None
+                replanned.add(name)
+                await self._plan_again(name, routed)
+
+    async def _apply(self, routed: list[RoutedPart]) -> Applied:
+        await self._staging.ensure(_staged_shapes(routed))
+        defers = any(shape.defers for part in routed for shape in part.shapes())
+        deferred = "; SET CONSTRAINTS ALL DEFERRED" if defers else ""
+        await self._connection.execute(f"SAVEPOINT cdc_batch{deferred}")
+        applied = _counts(routed)
+        try:
+            await self._fast_path(routed)
+        except Refused:
+            applied.was_strict = True
+            await self._connection.execute("ROLLBACK TO SAVEPOINT cdc_batch")
+            # Also those that the fast path needs no staging for; a rollback may have undone what was created.
+            await self._staging.ensure({shape for part in routed for shape in part.shapes()})
+            await self._connection.execute(f"SELECT 1{deferred}")
+            await self._divide(routed)
+        await self._connection.execute("RELEASE SAVEPOINT cdc_batch")
+        return applied
+
+    async def _divide(self, routed: list[RoutedPart]) -> None:
+        """Find the transactions that the fast path cannot apply, and replay those in order."""
+        if len(routed) == 1:
+            await self._replay_part(routed[0])
+            return
+        middle = len(routed) // 2
+        for half in (routed[:middle], routed[middle:]):
+            await self._connection.execute("SAVEPOINT cdc_half")
+            try:
+                await self._fast_path(half)
+            except Refused:
+                await self._connection.execute("ROLLBACK TO SAVEPOINT cdc_half; RELEASE SAVEPOINT cdc_half")
+                await self._divide(half)
+            else:
+                await self._connection.execute("RELEASE SAVEPOINT cdc_half")
+
+    async def _fast_path(self, routed: list[RoutedPart]) -> None:
+        await self._fast.apply(routed)
+        await self._check_deferred(routed)
+
+    async def _replay_part(self, routed: RoutedPart) -> None:
+        try:
+            await self._strict.apply(routed)
+            await self._check_deferred([routed])
+        except Refused as refused:
+            plan = refused.plan or _plan_of(refused.shape, routed)
+            raise verdict(refused, routed.part, plan, self._target) from None
+
+    async def _check_deferred(self, routed: list[RoutedPart]) -> None:
+        """Let deferred constraints speak where a transaction ends, and defer them again."""
+        shapes = [shape for part in routed for shape in part.shapes() if shape.defers]
+        if not shapes or not routed[-1].part.is_last:
+            return
+        try:
+            await self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED")
+        except asyncpg.PostgresError as error:
+            server = server_error(error)
+            named = (shape for shape in shapes if (shape.schema, shape.name) == (server.schema, server.table))
+            with self._guard(next(named, shapes[0])):
+                raise
+
+    def _route(self, work: Sequence[Part], plans: Plans, holds: Holds | None) -> list[RoutedPart]:
+        """The parts that concern this target, each with the plans that take it."""
+        routed = []
+        for part in work:
+            taken = {
+                relation: self._current(plans[relation])
+                for relation in part.relations
+                if relation in plans and not (holds is not None and holds(relation, part))
+            }
+            if taken:
+                routed.append(RoutedPart(part, taken))
+        return routed
+
+    def _current(self, plan: TablePlan) -> TablePlan:
+        """The plan that has taken the place of ``plan``, if one has."""
+        return self._plans.get((plan.relation, plan.route), plan)
+
+    def _make_plan(self, relation: Relation, route: Route) -> TablePlan:
+        name = (route.target_schema, route.target_table)
+        plan = plan_table(
+            relation,
+            route,
+            self._tables[name],
+            target=self._target,
+            follows=self._follows,
+            triggers_disabled=self._session.triggers_disabled,
+            is_shared=self._fed_by[name] > 1,
+            flipped=self._flipped.get(relation, ()),
+        )
+        shape = self._shapes.setdefault(plan.shape.content(), plan.shape)
+        return TablePlan(plan.relation, plan.route, shape, plan.reader, plan.is_shared)
+
+    def _flip(self, changed: FormatChanged) -> None:
+        """Read a column's values in the other format from now on, and plan its relation again."""
+        flipped = self._flipped.setdefault(changed.relation, set())
+        if changed.column_index in flipped:
+            raise ProtocolError(
+                f"column {changed.column_index + 1} of {changed.relation.qualified_name} comes as text and as binary "
+                "in the same stream. Start the worker again."
+            )
+        flipped.add(changed.column_index)
+        for relation, route in list(self._plans):
+            if relation is changed.relation:
+                self._plans[relation, route] = self._make_plan(relation, route)
+
+    async def _plan_again(self, name: tuple[str, str], routed: list[RoutedPart]) -> None:
+        """Look at a table again that is not what it was, for all plans of this batch."""
+        self._forget_tables({name})
+        for part in routed:
+            for plan in part.plans.values():
+                if (plan.route.target_schema, plan.route.target_table) != name:
+                    continue
+                try:
+                    await self.plan(plan.relation, plan.route)
+                except TableStopped as stopped:
+                    stopped.commit_lsn, stopped.xid = part.part.commit_lsn, part.part.xid
+                    raise
+
+    def _forget_tables(self, names: set[tuple[str, str]]) -> None:
+        for name in names:
+            self._tables.pop(name, None)
+        for key in [key for key in self._plans if (key[1].target_schema, key[1].target_table) in names]:
+            del self._plans[key]
+
+    async def _roll_back(self) -> None:
+        with target_errors("rolling back", self._session.where):
+            await self._connection.execute("ROLLBACK TO SAVEPOINT cdc_batch")
+
+    async def _unfit(self, unfit: Unfit, routed: list[RoutedPart]) -> TableStopped:
+        with target_errors("reading the role", self._session.where):
+            role = await self._connection.fetchval("SELECT pg_catalog.quote_ident(current_user)")
+        self._forget_tables({(unfit.shape.schema, unfit.shape.name)})
+        part = next(part for part in routed if unfit.shape in part.shapes())
+        return unfit_verdict(unfit, part.part, _plan_of(unfit.shape, part), self._target, role)
+
+
+def _plan_of(shape: TableShape, routed: RoutedPart) -> TablePlan:
+    """A plan of a shape among those of a part."""
+    return next(plan for plan in routed.plans.values() if plan.shape is shape)
+
+
+def _staged_shapes(routed: list[RoutedPart]) -> set[TableShape]:
+    """The shapes whose rows the fast path stages: all but those that see nothing but inserts."""
+    return {
+        plan.shape
+        for part in routed
+        for change in part.part.changes
+        if isinstance(change, Run)
+        for plan in [part.plans.get(change.relation)]
+        if plan is not None and not (change.kind is Kind.INSERT and copies_inserts(plan.shape))
+    }
+
+
+def _counts(routed: list[RoutedPart]) -> Applied:
+    """Count the changes of parts by source table."""
+    applied = Applied()
+    for part in routed:
+        for change in part.part.changes:
+            if isinstance(change, Run):
+                if change.relation not in part.plans:
+                    continue
+                counts = applied.tables.setdefault(change.relation.qualified_name, Counts())
+                if change.kind is Kind.INSERT:
+                    counts.inserted += len(change.rows)
+                elif change.kind is Kind.UPDATE:
+                    counts.updated += len(change.rows)
+                else:
+                    counts.deleted += len(change.rows)
+            elif isinstance(change, Truncation):
+                for plan in truncated_plans(part, change):
+                    applied.tables.setdefault(plan.source_table, Counts()).truncated += 1
+    return applied

@@ -1,0 +1,294 @@
+"""What a target's tables look like now: columns, keys, foreign keys, triggers and our rights on them.
+
+Everything is by name, since an oid means nothing on another server; types are described with the same `DataType` as
+the source's (cdc.changes.relation), so that the two compare. The functions read the catalog only, take a plain
+connection and let the driver's errors pass: the caller knows what it was doing, and translates (`target_errors`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import asyncpg
+
+from cdc import statements
+from cdc.changes.relation import DataType
+from cdc.identifiers import quote_qualified
+
+
+@dataclass(frozen=True, slots=True)
+class TargetColumn:
+    """One column of a target table.
+
+    ``has_default`` says that an INSERT may leave it out and it is filled nevertheless (a default, an identity).
+    ``identity`` is ``pg_attribute.attidentity``: ``a`` (ALWAYS), ``d`` (BY DEFAULT) or empty. ``deterministic`` is
+    false for a collation under which different strings are equal.
+    """
+
+    name: str
+    type: DataType
+    not_null: bool
+    has_default: bool
+    generated: bool
+    identity: str
+    deterministic: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class UniqueKey:
+    """A valid unique index over plain columns and all rows.
+
+    ``is_immediate`` is false for a DEFERRABLE constraint, which ``ON CONFLICT`` cannot use.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    is_primary: bool
+    is_immediate: bool
+    constraint: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKey:
+    """A foreign key.
+
+    ``on_delete`` and ``on_update`` are PostgreSQL's letters: a no action, r restrict, c cascade, n set null, d set
+    default.
+    """
+
+    name: str
+    schema: str
+    table: str
+    columns: tuple[str, ...]
+    referenced_schema: str
+    referenced_table: str
+    referenced_columns: tuple[str, ...]
+    on_delete: str
+    on_update: str
+    deferrable: bool
+    deferred: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """A trigger that somebody created; ``enabled`` is ``pg_trigger.tgenabled``: O origin, R replica, A always."""
+
+    name: str
+    enabled: str
+
+    def fires(self, *, as_replica: bool) -> bool:
+        """Whether it fires in a session with, or without, ``session_replication_role = replica``."""
+        return self.enabled in ("RA" if as_replica else "OA")
+
+
+@dataclass(frozen=True, slots=True)
+class TargetTable:
+    """A table (or a view, ``relkind`` says it) of a target.
+
+    ``privileges`` are those of SELECT, INSERT, UPDATE, DELETE and TRUNCATE that our role has on the whole table.
+    ``row_security`` is true when policies would hide rows from our role.
+    ``foreign_keys`` start here, ``referenced_by`` point here.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    relkind: str
+    is_partition: bool
+    persistence: str
+    row_security: bool
+    is_owner: bool
+    privileges: frozenset[str]
+    columns: tuple[TargetColumn, ...]
+    unique_keys: tuple[UniqueKey, ...] = ()
+    foreign_keys: tuple[ForeignKey, ...] = ()
+    referenced_by: tuple[ForeignKey, ...] = ()
+    triggers: tuple[Trigger, ...] = ()
+
+    @property
+    def qualified_name(self) -> str:
+        """``schema.table``, unquoted."""
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def sql_name(self) -> str:
+        """``"schema"."table"``."""
+        return quote_qualified(self.schema, self.name)
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether it is the root, or an inner node, of partitions."""
+        return self.relkind == "p"
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether rows can be copied into it: a plain or partitioned table."""
+        return self.relkind in ("r", "p")
+
+    @property
+    def primary_key(self) -> tuple[str, ...]:
+        """Columns of the primary key, in its order; empty without one."""
+        return next((key.columns for key in self.unique_keys if key.is_primary), ())
+
+    def column(self, name: str) -> TargetColumn | None:
+        """The column of that name."""
+        return next((column for column in self.columns if column.name == name), None)
+
+    def unique_key_over(self, columns: Collection[str]) -> UniqueKey | None:
+        """A unique key over exactly these columns, in any order; the primary key and immediate ones first."""
+        wanted = frozenset(columns)
+        found = [key for key in self.unique_keys if frozenset(key.columns) == wanted]
+        return min(found, key=lambda key: (not key.is_immediate, not key.is_primary), default=None)
+
+
+async def read_tables(
+    connection: asyncpg.Connection, names: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], TargetTable]:
+    """Read the tables named ``(schema, name)``; those that do not exist are absent from the result."""
+    wanted = list(dict.fromkeys(names))
+    tables = await connection.fetch(
+        statements.load("target", "catalog_tables"), [schema for schema, _ in wanted], [name for _, name in wanted]
+    )
+    oids = [row["oid"] for row in tables]
+    if not oids:
+        return {}
+    columns = await _read_columns(connection, oids)
+    keys = await _read_unique_keys(connection, oids)
+    foreign_keys = await connection.fetch(statements.load("target", "catalog_foreign_keys"), oids)
+    triggers = await connection.fetch(statements.load("target", "catalog_triggers"), oids)
+    found = {}
+    for row in tables:
+        oid = row["oid"]
+        table = TargetTable(
+            oid=oid,
+            schema=row["schema"],
+            name=row["name"],
+            relkind=row["relkind"],
+            is_partition=row["is_partition"],
+            persistence=row["persistence"],
+            row_security=row["row_security"],
+            is_owner=row["is_owner"],
+            privileges=frozenset(row["privileges"]),
+            columns=tuple(columns.get(oid, ())),
+            unique_keys=tuple(keys.get(oid, ())),
+            foreign_keys=tuple(_foreign_key(key) for key in foreign_keys if key["table_oid"] == oid),
+            referenced_by=tuple(_foreign_key(key) for key in foreign_keys if key["referenced_oid"] == oid),
+            triggers=tuple(Trigger(t["name"], t["enabled"]) for t in triggers if t["table_oid"] == oid),
+        )
+        found[table.schema, table.name] = table
+    return found
+
+
+async def read_table(connection: asyncpg.Connection, schema: str, name: str) -> TargetTable | None:
+    """One table, or `None` where there is none of that name."""
+    return (await read_tables(connection, [(schema, name)])).get((schema, name))
+
+
+async def describe_types(
+    connection: asyncpg.Connection, types: Iterable[tuple[int, int]]
+) -> dict[tuple[int, int], DataType]:
+    """Describe types of this target by oid and modifier (-1: none); unknown oids are absent from the result."""
+    wanted = sorted(set(types))
+    oids, modifiers = [oid for oid, _ in wanted], [modifier for _, modifier in wanted]
+    rows = await connection.fetch(statements.load("target", "catalog_types"), oids, modifiers)
+    by_key = {(row["oid"], row["typmod"]): row for row in rows}
+    by_oid = {row["oid"]: row for row in rows}
+
+    def has_binary(oid: int) -> bool:
+        """Whether the type can be sent: the send function of an array or a composite calls those of its parts."""
+        row = by_oid[oid]
+        inner = [*row["parts"], *([row["element_oid"]] if row["element_oid"] else [])]
+        return row["has_send"] and all(has_binary(part) for part in inner)
+
+    def describe(key: tuple[int, int]) -> DataType:
+        row = by_key[key]
+        inner = (row["element_oid"], row["element_typmod"])
+        return DataType(
+            oid=row["oid"],
+            schema=row["schema"],
+            name=row["name"],
+            sql=row["sql"],
+            kind=row["kind"],
+            element=describe(inner) if row["element_oid"] else None,
+            labels=tuple(row["labels"]),
+            has_binary=has_binary(row["oid"]),
+        )
+
+    return {key: describe(key) for key in wanted if key in by_key}
+
+
+async def types_by_name(
+    connection: asyncpg.Connection, names: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], DataType]:
+    """Describe the types named ``(schema, name)``; those that do not exist are absent from the result."""
+    wanted = list(dict.fromkeys(names))
+    rows = await connection.fetch(
+        statements.load("target", "type_oids"), [schema for schema, _ in wanted], [name for _, name in wanted]
+    )
+    types = await describe_types(connection, [(row["oid"], -1) for row in rows])
+    return {(row["schema"], row["name"]): types[row["oid"], -1] for row in rows}
+
+
+async def tables_with_rows(
+    connection: asyncpg.Connection, names: Iterable[tuple[str, str]]
+) -> frozenset[tuple[str, str]]:
+    """Which of these existing tables hold at least one row. Needs SELECT on them."""
+    wanted = list(dict.fromkeys(names))
+    if not wanted:
+        return frozenset()
+    query = "\nUNION ALL ".join(
+        f"SELECT {number} WHERE EXISTS (SELECT FROM {quote_qualified(schema, name)})"
+        for number, (schema, name) in enumerate(wanted)
+    )
+    return frozenset(wanted[row[0]] for row in await connection.fetch(query))
+
+
+async def _read_columns(connection: asyncpg.Connection, oids: list[int]) -> dict[int, list[TargetColumn]]:
+    rows = await connection.fetch(statements.load("target", "catalog_columns"), oids)
+    types = await describe_types(connection, {(row["type_oid"], row["typmod"]) for row in rows})
+    columns: dict[int, list[TargetColumn]] = {}
+    for row in rows:
+        columns.setdefault(row["table_oid"], []).append(
+            TargetColumn(
+                name=row["name"],
+                type=types[row["type_oid"], row["typmod"]],
+                not_null=row["not_null"],
+                has_default=row["has_default"],
+                generated=row["generated"],
+                identity=row["identity"],
+                deterministic=row["deterministic"],
+            )
+        )
+    return columns
+
+
+async def _read_unique_keys(connection: asyncpg.Connection, oids: list[int]) -> dict[int, list[UniqueKey]]:
+    keys: dict[int, list[UniqueKey]] = {}
+    for row in await connection.fetch(statements.load("target", "catalog_unique_keys"), oids):
+        keys.setdefault(row["table_oid"], []).append(
+            UniqueKey(
+                name=row["name"],
+                columns=tuple(row["columns"]),
+                is_primary=row["is_primary"],
+                is_immediate=row["is_immediate"],
+                constraint=row["constraint_name"],
+            )
+        )
+    return keys
+
+
+def _foreign_key(row: asyncpg.Record) -> ForeignKey:
+    return ForeignKey(
+        name=row["name"],
+        schema=row["schema"],
+        table=row["table_name"],
+        columns=tuple(row["columns"]),
+        referenced_schema=row["referenced_schema"],
+        referenced_table=row["referenced_table"],
+        referenced_columns=tuple(row["referenced_columns"]),
+        on_delete=row["on_delete"],
+        on_update=row["on_update"],
+        deferrable=row["deferrable"],
+        deferred=row["deferred"],
+    )

@@ -1,0 +1,284 @@
+"""What `cdc check` has to say about a target: what would stop replication into it, or endanger it.
+
+It reads the catalog and writes nothing. Whether a table's shape fits is asked of the very planner that the worker uses
+(`cdc.target.table_plan`), so that the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import asyncpg
+
+from cdc import statements
+from cdc.changes.relation import Relation
+from cdc.errors import CdcError, TableStopped
+from cdc.identifiers import quote, quote_list
+from cdc.observe.finding import Finding, Severity
+from cdc.routing.route import Route
+from cdc.target import migrations, position
+from cdc.target.catalog import TargetTable, read_tables
+from cdc.target.schema import add_labels_sql, missing_labels
+from cdc.target.session import Session, connect, target_errors
+from cdc.target.table_plan import TablePlan, plan_table
+
+OLDEST_VERSION = 140_000
+"""PostgreSQL 14: pg_terminate_backend that waits, and idle_session_timeout, came with it."""
+
+NEEDED = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
+"""What the applier does to every table; SELECT because an update finds its rows by their keys."""
+
+
+async def check(
+    name: str, dsn: str, pipeline: str, *, follows: bool, tables: Sequence[tuple[Route, Relation]]
+) -> list[Finding]:
+    """Look at one target. ``dsn`` is a URL; ``tables`` are its routes with the source's relations they take.
+
+    ``follows`` says that cdc creates what is missing (``schema = "follow"``). Raises nothing of a server's: a target
+    that cannot be reached is a finding.
+    """
+    try:
+        session = await connect(dsn, application_name=f"cdc check {pipeline}", target=name)
+    except CdcError as error:
+        return [Finding(Severity.ERROR, name, "connection", str(error), error.sql)]
+    try:
+        return await _check_session(name, session, pipeline, follows, tables)
+    except CdcError as error:
+        return [Finding(Severity.ERROR, name, "catalog", str(error), error.sql)]
+    finally:
+        await session.close()
+
+
+async def _check_session(
+    name: str, session: Session, pipeline: str, follows: bool, routed: Sequence[tuple[Route, Relation]]
+) -> list[Finding]:
+    connection = session.connection
+    with target_errors("reading the catalog", session.where):
+        database = await connection.fetchrow(statements.load("target", "check_database"))
+        assert database is not None  # the statement has no FROM
+        names = {(route.target_schema, route.target_table) for route, _ in routed}
+        found = await read_tables(connection, names)
+        schemas = await connection.fetch(
+            statements.load("target", "check_schemas"), sorted({schema for schema, _ in names})
+        )
+    role = database["role"]
+    findings = [Finding(Severity.OK, name, "connection", f"PostgreSQL {session.server_version // 10_000} answers.")]
+    findings += _check_database(name, session, database)
+    findings += await _check_setup(name, session, pipeline, database)
+    findings += _check_schemas(name, database, schemas, follows, names, found)
+    fitting = 0
+    for route, relation in routed:
+        table = found.get((route.target_schema, route.target_table))
+        problems = list(_check_table(name, session, role, follows, route, relation, table, set(found)))
+        fitting += not problems
+        findings += problems
+    if fitting:
+        findings.append(
+            Finding(Severity.OK, name, "tables", f"{fitting} of {len(routed)} tables are as they should be.")
+        )
+    return findings
+
+
+def _check_database(name: str, session: Session, database: asyncpg.Record) -> Iterator[Finding]:
+    role = quote(database["role"])
+    if session.server_version < OLDEST_VERSION:
+        yield Finding(
+            Severity.ERROR,
+            name,
+            "server_version",
+            f"It is PostgreSQL {session.server_version // 10_000}; cdc needs 14.",
+        )
+    if database["is_standby"] or database["is_read_only"]:
+        what = "a standby" if database["is_standby"] else "read-only (default_transaction_read_only)"
+        yield Finding(Severity.ERROR, name, "read only", f"The database is {what}: nothing can be written to it.")
+    if not database["may_stage"]:
+        yield Finding(
+            Severity.ERROR,
+            name,
+            "TEMPORARY",
+            f"Role {database['role']} may not create temporary tables, through which rows travel.",
+            f"GRANT TEMPORARY ON DATABASE {quote(database['database'])} TO {role};",
+        )
+    if not database["fsync"]:
+        yield Finding(
+            Severity.WARNING,
+            name,
+            "fsync",
+            "fsync is off: after a crash the database can lack what was acknowledged to the source.",
+            "ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf();",
+        )
+    if not session.triggers_disabled:
+        grant = f"GRANT SET ON PARAMETER session_replication_role TO {role};"
+        yield Finding(
+            Severity.INFO,
+            name,
+            "session_replication_role",
+            "The role may not set it to replica: triggers and foreign keys of the tables fire for replicated rows.",
+            grant if session.server_version >= 150_000 else None,
+        )
+
+
+async def _check_setup(name: str, session: Session, pipeline: str, database: asyncpg.Record) -> list[Finding]:
+    missing = await migrations.pending(session)
+    if len(missing) == len(migrations.known()) and not database["may_create"]:
+        return [
+            Finding(
+                Severity.ERROR,
+                name,
+                "schema cdc",
+                f"It is missing, and role {database['role']} may not create it; grant that, then run cdc setup.",
+                f"GRANT CREATE ON DATABASE {quote(database['database'])} TO {quote(database['role'])};",
+            )
+        ]
+    if missing:
+        # Before the first setup nothing is wrong yet; a schema that is there and too old stops a worker.
+        first = len(missing) == len(migrations.known())
+        severity = Severity.WARNING if first else Severity.ERROR
+        message = "The target is not set up yet." if first else "The schema is older than this version of cdc."
+        return [Finding(severity, name, "schema cdc", message, "cdc setup")]
+    state = await position.read(session, pipeline)
+    if state is None:
+        message = f"The database is not set up for pipeline {pipeline!r} yet."
+        return [Finding(Severity.WARNING, name, "schema cdc", message, "cdc setup")]
+    if state.target != name:
+        message = f"The database is target {state.target!r} of pipeline {pipeline!r}; one database is one target."
+        return [Finding(Severity.ERROR, name, "target", message)]
+    if state.position is None:
+        message = "The target was never loaded."
+        return [Finding(Severity.INFO, name, "position", message, "cdc bootstrap --from live")]
+    if state.state == "needs resync":
+        message = state.last_error or "Slot and position do not meet."
+        return [Finding(Severity.ERROR, name, "position", message, "cdc bootstrap --from live")]
+    return [Finding(Severity.OK, name, "position", f"The target stands at {state.position}.")]
+
+
+def _check_schemas(
+    name: str,
+    database: asyncpg.Record,
+    schemas: Sequence[asyncpg.Record],
+    follows: bool,
+    wanted: Iterable[tuple[str, str]],
+    found: Mapping[tuple[str, str], TargetTable],
+) -> Iterator[Finding]:
+    role = database["role"]
+    lacking_tables = {schema for schema, table in wanted if (schema, table) not in found}
+    lacking_schemas = lacking_tables - {schema["name"] for schema in schemas}
+    if follows and lacking_schemas and not database["may_create"]:
+        message = f"Role {role} may not create the missing schemas: {', '.join(sorted(lacking_schemas))}."
+        grant = f"GRANT CREATE ON DATABASE {quote(database['database'])} TO {quote(role)};"
+        yield Finding(Severity.ERROR, name, "CREATE", message, grant)
+    for schema in schemas:
+        where = quote(schema["name"])
+        if not schema["may_use"]:
+            message = f"Role {role} may not use the schema."
+            yield Finding(
+                Severity.ERROR,
+                name,
+                f"schema {schema['name']}",
+                message,
+                f"GRANT USAGE ON SCHEMA {where} TO {quote(role)};",
+            )
+        if follows and schema["name"] in lacking_tables and not schema["may_create"]:
+            message = f"Role {role} may not create the missing tables in the schema."
+            yield Finding(
+                Severity.ERROR,
+                name,
+                f"schema {schema['name']}",
+                message,
+                f"GRANT CREATE ON SCHEMA {where} TO {quote(role)};",
+            )
+
+
+def _check_table(
+    name: str,
+    session: Session,
+    role: str,
+    follows: bool,
+    route: Route,
+    relation: Relation,
+    table: TargetTable | None,
+    routed: set[tuple[str, str]],
+) -> Iterator[Finding]:
+    """Everything about one table; nothing when it is as it should be."""
+    subject = route.target_name
+    if table is None and follows:
+        message = "The table does not exist yet; cdc bootstrap creates it with its rows."
+        yield Finding(Severity.INFO, name, subject, message, "cdc bootstrap --from live")
+        return
+    try:
+        plan = plan_table(
+            relation, route, table, target=name, follows=follows, triggers_disabled=session.triggers_disabled
+        )
+    except TableStopped as error:
+        yield Finding(Severity.ERROR, name, subject, str(error), None if error.sql is None else f"{error.sql};")
+        return
+    assert table is not None  # the plan would have refused
+    yield from _check_rights(name, role, table)
+    yield from _check_labels(name, plan, table)
+    yield from _check_key(name, plan, table)
+    yield from _check_firing(name, session, table, routed)
+
+
+def _check_rights(name: str, role: str, table: TargetTable) -> Iterator[Finding]:
+    lacking = [privilege for privilege in NEEDED if privilege not in table.privileges]
+    if lacking:
+        rights = ", ".join(lacking)
+        message = f"Role {role} lacks {rights} on the table."
+        grant = f"GRANT {rights} ON {table.sql_name} TO {quote(role)};"
+        yield Finding(Severity.ERROR, name, table.qualified_name, message, grant)
+    if table.row_security:
+        message = f"Row security applies to role {role}, which would hide rows from it."
+        yield Finding(Severity.ERROR, name, table.qualified_name, message, f"ALTER ROLE {quote(role)} BYPASSRLS;")
+    if table.persistence == "u":
+        message = "The table is UNLOGGED: a crash of the server empties it, while the position stays."
+        yield Finding(Severity.ERROR, name, table.qualified_name, message, f"ALTER TABLE {table.sql_name} SET LOGGED;")
+
+
+def _check_labels(name: str, plan: TablePlan, table: TargetTable) -> Iterator[Finding]:
+    for column in plan.relation.columns:
+        target_column = plan.route.target_column(column.name)
+        there = table.column(target_column) if target_column is not None else None
+        if there is None:
+            continue
+        lacking = missing_labels(column.type, there.type)
+        if lacking:
+            message = (
+                f"The enum of column {there.name} lacks {len(lacking)} of the source's labels; a row with one of them "
+                "will stop the table."
+            )
+            yield Finding(
+                Severity.WARNING, name, table.qualified_name, message, add_labels_sql(column.type, there.type)
+            )
+
+
+def _check_key(name: str, plan: TablePlan, table: TargetTable) -> Iterator[Finding]:
+    if not plan.shape.key or plan.shape.key_is_unique:
+        return
+    key = quote_list(plan.shape.columns[place].name for place in plan.shape.key)
+    message = "No unique index matches the key of the rows: every update and delete may have to read the whole table."
+    mend = f"CREATE UNIQUE INDEX CONCURRENTLY ON {table.sql_name} ({key});"
+    yield Finding(Severity.WARNING, name, table.qualified_name, message, mend)
+
+
+def _check_firing(name: str, session: Session, table: TargetTable, routed: set[tuple[str, str]]) -> Iterator[Finding]:
+    """Triggers that fire for replicated rows, and foreign keys that can refuse them."""
+    for trigger in table.triggers:
+        if trigger.fires(as_replica=session.triggers_disabled):
+            message = f"Trigger {trigger.name} fires for replicated rows; what it writes is not at the source."
+            mend = f"ALTER TABLE {table.sql_name} DISABLE TRIGGER {quote(trigger.name)};"
+            yield Finding(Severity.WARNING, name, table.qualified_name, message, mend)
+    if session.triggers_disabled:
+        return
+    for key in table.foreign_keys:
+        referenced = f"{key.referenced_schema}.{key.referenced_table}"
+        if (key.referenced_schema, key.referenced_table) not in routed:
+            message = f"Foreign key {key.name} points to {referenced}, which is not replicated: rows can be refused."
+            mend = f"ALTER TABLE {table.sql_name} DROP CONSTRAINT {quote(key.name)};"
+            yield Finding(Severity.WARNING, name, table.qualified_name, message, mend)
+        elif not key.deferrable:
+            message = (
+                f"Foreign key {key.name} is checked row by row: batches that the source wrote in another order are "
+                "replayed one change at a time, which is slow."
+            )
+            mend = f"ALTER TABLE {table.sql_name} ALTER CONSTRAINT {quote(key.name)} DEFERRABLE INITIALLY DEFERRED;"
+            yield Finding(Severity.WARNING, name, table.qualified_name, message, mend)

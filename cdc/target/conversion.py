@@ -1,0 +1,172 @@
+"""Whether a source column's values fit a target column, and how they get there.
+
+Values travel in the source type's wire format. Where both types are the same they go straight into the table; otherwise
+they are staged as what they are, and the statement that moves them on converts them, by the rules of an assignment:
+a number too large or a text too long is an error, never cut. An explicit cast would cut, so casts here name a type
+without its modifier, and the assignment to the column applies that.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from cdc.changes.relation import DataType
+from cdc.identifiers import quote, quote_qualified
+
+_STRINGS = (("pg_catalog", "text"), ("pg_catalog", "varchar"))
+"""Types of one binary format and one meaning; they differ in the length that they allow at most."""
+
+_TEXT = quote_qualified("pg_catalog", "text")
+
+_NUMBERS = frozenset(["int2", "int4", "int8", "numeric", "float4", "float8"])
+
+_ASSIGNABLE = (
+    (_NUMBERS, _NUMBERS),
+    (frozenset(("date", "timestamp", "timestamptz")), frozenset(("date", "timestamp", "timestamptz"))),
+    (frozenset(("time", "timetz", "timestamp", "timestamptz", "interval")), frozenset(("time",))),
+    (frozenset(("time", "timetz", "timestamptz")), frozenset(("timetz",))),
+    (frozenset(("time",)), frozenset(("interval",))),
+    (frozenset(("json", "jsonb")), frozenset(("json", "jsonb"))),
+    (frozenset(("cidr", "inet")), frozenset(("cidr", "inet"))),
+)
+"""Built-in types that an assignment converts (``castcontext`` i or a): any of the first to any of the second."""
+
+_ANYTHING_BECOMES = frozenset(("text", "varchar", "bpchar"))
+"""Types to which an assignment converts every other one, through its text form."""
+
+_COMPARABLE = frozenset(
+    [
+        "bool",
+        "bpchar",
+        "bytea",
+        "date",
+        "float4",
+        "float8",
+        "int2",
+        "int4",
+        "int8",
+        "numeric",
+        "text",
+        "timestamp",
+        "timestamptz",
+        "uuid",
+        "varchar",
+    ]
+)
+"""Built-in types whose equality holds whenever the bytes are equal, and that can be hashed and sorted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """How a source column gets into a target column.
+
+    ``stage_type`` is what its staging column is, as SQL. ``cast`` is the type to cast to on the way from there, `None`
+    where an assignment alone does it. ``is_direct`` says that COPY may write into the target column itself.
+    """
+
+    stage_type: str
+    cast: str | None
+    is_direct: bool
+
+
+def conversion(source: DataType, target: DataType, *, as_text: bool) -> Conversion | None:
+    """How values of ``source`` get into a column of ``target``; `None` when there is no way known.
+
+    ``as_text`` says that they come as text, because the source's type has no binary format.
+    """
+    if as_text:
+        is_string = _name(target) in _STRINGS
+        return Conversion(_TEXT, None if is_string else _base_name(target), is_direct=is_string)
+    if source.carries_foreign_oids:
+        return None
+    if _same_format(source, target):
+        return Conversion(_base_name(target), None, is_direct=True)
+    plain = _plain(source)
+    if _same_format(plain, target):
+        return Conversion(_base_name(target), None, is_direct=True)
+    if plain.kind == "e":
+        # An enum's binary format is its label.
+        return Conversion(_TEXT, None if _name(target) in _STRINGS else _base_name(target), is_direct=False)
+    if target.kind == "e" and _name(plain) in _STRINGS:
+        return Conversion(_TEXT, _base_name(target), is_direct=False)
+    if not _is_assignable(plain, _plain(target)):
+        return None
+    return Conversion(_base_name(plain), None, is_direct=False)
+
+
+def fits_exactly(source: DataType, target: DataType) -> bool:
+    """Whether a column of ``target`` takes the values of ``source`` as they are: what following asks.
+
+    A string type may differ in the length that it allows: a value that is too long is refused, not cut.
+    """
+    if _name(source) in _STRINGS and _name(target) in _STRINGS:
+        return True
+    if _name(source) != _name(target):
+        return False
+    if source.sql == target.sql:
+        return True
+    if target.name in ("interval", "_interval"):
+        return target.sql in ("interval", "interval[]")
+    if "(" not in target.sql:
+        return True
+    mine, theirs = _numeric_modifier(source.sql), _numeric_modifier(target.sql)
+    return mine is not None and theirs is not None and mine[1] == theirs[1] and mine[0] <= theirs[0]
+
+
+def needs_cast_to_compare(source: DataType, target: DataType) -> bool:
+    """Whether a staged value must be cast to the target's type before an index on the target can find it."""
+    plain = _plain(source)
+    return not (_same_format(source, target) or _same_format(plain, target))
+
+
+def is_comparable(target: DataType) -> bool:
+    """Whether ``=`` may be used to look for a value of which the very bytes are known."""
+    return target.is_builtin and target.name in _COMPARABLE
+
+
+def equality(target: DataType) -> str:
+    """The equality operator of a type. An extension's type has its own, outside of our search_path."""
+    if target.is_builtin or target.kind != "b":
+        return "OPERATOR(pg_catalog.=)"
+    return f"OPERATOR({quote(target.schema)}.=)"
+
+
+def type_name(target: DataType) -> str:
+    """The type's qualified name, without a modifier: ``"pg_catalog"."varchar"``."""
+    return _base_name(target)
+
+
+def _is_assignable(source: DataType, target: DataType) -> bool:
+    """Whether PostgreSQL converts by itself when a value of ``source`` is assigned to a column of ``target``."""
+    if source.kind == "a" and target.kind == "a" and source.element and target.element:
+        return _is_assignable(_plain(source.element), _plain(target.element))
+    if not source.is_builtin or not target.is_builtin:
+        return False
+    if target.name in _ANYTHING_BECOMES or source.name == target.name:
+        return True
+    return any(source.name in sources and target.name in targets for sources, targets in _ASSIGNABLE)
+
+
+def _same_format(source: DataType, target: DataType) -> bool:
+    return _name(source) == _name(target) or (_name(source) in _STRINGS and _name(target) in _STRINGS)
+
+
+def _plain(source: DataType) -> DataType:
+    """What a domain is made of: it has its base type's binary format."""
+    while source.kind == "d" and source.element is not None:
+        source = source.element
+    return source
+
+
+def _name(data_type: DataType) -> tuple[str, str]:
+    return data_type.schema, data_type.name
+
+
+def _base_name(data_type: DataType) -> str:
+    return quote_qualified(data_type.schema, data_type.name)
+
+
+def _numeric_modifier(sql: str) -> tuple[int, int] | None:
+    match = re.fullmatch(r"numeric\((\d+),(-?\d+)\)", sql)
+    return (int(match[1]), int(match[2])) if match else None

@@ -1,0 +1,226 @@
+"""Set by set: the way that nearly every batch takes.
+
+Each table's changes of a step are folded to one outcome per key (cdc.changes.compaction). Then, over all tables:
+deletes from children to parents, and from parents to children updates and inserts. Rows that are known to be new go by
+COPY straight into their table, without being looked at when a table sees nothing but inserts; everything else is
+staged, one COPY per table, and moved on by one statement per kind.
+
+The number of changed rows is checked against what was staged: any difference, and any constraint that objects, raises
+`Refused`, and the caller replays the batch more carefully. So the order of tables is a matter of speed, not of
+correctness.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import asyncpg
+
+from cdc.changes.compaction import Compaction, Contradiction, KeyChange, Outcome
+from cdc.changes.row_reader import Fields, KeyNotSent
+from cdc.changes.transaction import Kind, Run
+from cdc.pgoutput.tuples import NULL, UNCHANGED
+from cdc.target import dml
+from cdc.target.copy_encoding import NotSent, messages_stream, rows_stream
+from cdc.target.rejection import Guard, Reason, Refused
+from cdc.target.row_replay import RowReplay, check_count, row_count
+from cdc.target.staging import Staging
+from cdc.target.steps import Group, RoutedPart, Step, TableName, parents_first, split
+from cdc.target.table_plan import TablePlan, TableShape
+from cdc.target.truncation import truncate
+
+BREATH_ROWS = 1_000
+"""After how many folded rows the other tasks of the worker get their turn: some 5 to 10 ms."""
+
+
+@dataclass(slots=True)
+class _Staged:
+    """One outcome on its way: ordinals of what was staged for each statement."""
+
+    shape: TableShape
+    outcome: Outcome
+    deletes: tuple[int, int] | None = None
+    updates: list[tuple[tuple[int, ...], int, int]] = field(default_factory=list)
+    inserts: tuple[int, int] | None = None
+
+
+class FastPath:
+    """Applies parts set by set, inside the caller's transaction and savepoint."""
+
+    def __init__(self, connection: asyncpg.Connection, staging: Staging, guard: Guard, replay: RowReplay) -> None:
+        self._connection = connection
+        self._staging = staging
+        self._guard = guard
+        self._replay = replay
+
+    async def apply(self, parts: Sequence[RoutedPart]) -> None:
+        """Apply parts. The staging tables of their shapes must exist. Raises `Refused` and `Unfit`."""
+        for step in split(parts):
+            await self._apply_step(step)
+            if step.truncation is not None:
+                await truncate(self._connection, self._guard, step.truncated, step.truncation)
+
+    async def _apply_step(self, step: Step) -> None:
+        order = parents_first(
+            {
+                name: frozenset().union(*(group.shape.references for group in groups))
+                for name, groups in step.tables.items()
+            }
+        )
+        staged: dict[TableName, _Staged] = {}
+        for name in order:
+            outcome = await self._single_outcome(step.tables[name])
+            if outcome is not None:
+                staged[name] = outcome
+        for name in reversed(order):
+            if name in staged:
+                await self._delete(staged[name])
+        for name in order:
+            if name in staged:
+                await self._update_and_insert(staged[name])
+            else:
+                for group in step.tables[name]:
+                    await self._apply_group(group)
+
+    async def _single_outcome(self, groups: list[Group]) -> _Staged | None:
+        """Fold and stage a table whose changes come to one outcome; `None` for one that must be taken in order."""
+        if len(groups) != 1 or _goes_straight_in(groups[0]) or not groups[0].shape.key:
+            return None
+        shape = groups[0].shape
+        stretches = await self._fold(groups[0])
+        if len(stretches) > 1 or isinstance(stretches[0], KeyChange):
+            return None
+        return await self._stage(shape, stretches[0])
+
+    async def _apply_group(self, group: Group) -> None:
+        """Apply one group after another, each completely: where a table's changes come to more than one outcome."""
+        shape = group.shape
+        if _goes_straight_in(group):
+            await self._copy_messages(shape, group.runs)
+        elif not shape.key:
+            for plan, run in group.runs:
+                if run.kind is Kind.INSERT and shape.copies_directly:
+                    await self._copy_messages(shape, [(plan, run)])
+                else:
+                    await self._replay.apply(plan, run.kind, run.rows)
+        else:
+            for stretch in await self._fold(group):
+                if isinstance(stretch, KeyChange):
+                    await self._replay.change_key(shape, stretch.old_key, stretch.fields)
+                else:
+                    staged = await self._stage(shape, stretch)
+                    await self._delete(staged)
+                    await self._update_and_insert(staged)
+
+    async def _fold(self, group: Group) -> list[Outcome | KeyChange]:
+        """The stretches of a group; one empty outcome when nothing is left."""
+        compaction = Compaction(keeps_rows=group.shape.keeps_rows)
+        folded = 0
+        try:
+            for plan, run in group.runs:
+                reader, kind, rows = plan.reader, run.kind, run.rows
+                folded += len(rows)
+                if folded < BREATH_ROWS:
+                    compaction.add(reader, kind, rows)
+                    continue
+                for start in range(0, len(rows), BREATH_ROWS):
+                    compaction.add(reader, kind, rows[start : start + BREATH_ROWS])
+                    await asyncio.sleep(0)
+                folded = 0
+        except Contradiction:
+            raise Refused(group.shape, Reason.CONTRADICTION) from None
+        except KeyNotSent:
+            raise Refused(group.shape, Reason.KEY_NOT_SENT) from None
+        return compaction.finish() or [Outcome()]
+
+    async def _stage(self, shape: TableShape, outcome: Outcome) -> _Staged:
+        """Copy what needs a statement into staging: deletes, updates by what they leave unchanged, perhaps inserts."""
+        staged = _Staged(shape, outcome)
+        rows: list[Fields] = [_key_among_nulls(shape, key) for key in outcome.deletes]
+        for unchanged, updates in outcome.updates.items():
+            rows += [_without_unchanged(fields) for fields in updates] if unchanged else updates
+        if not copies_inserts(shape):
+            rows += outcome.inserts
+        if not rows:
+            return staged
+        low, _ = await self._staging.stage(shape, rows, with_old=False, guard=self._guard)
+        if outcome.deletes:
+            staged.deletes = (low, low + len(outcome.deletes) - 1)
+            low += len(outcome.deletes)
+        for unchanged, updates in outcome.updates.items():
+            staged.updates.append((unchanged, low, low + len(updates) - 1))
+            low += len(updates)
+        if outcome.inserts and not copies_inserts(shape):
+            staged.inserts = (low, low + len(outcome.inserts) - 1)
+        return staged
+
+    async def _delete(self, staged: _Staged) -> None:
+        shape = staged.shape
+        if staged.deletes is not None:
+            low, high = staged.deletes
+            sql = dml.delete(shape, self._staging.name(shape), low, high)
+            await self._execute(shape, sql, high - low + 1, may_fall_short=shape.loses_rows)
+
+    async def _update_and_insert(self, staged: _Staged) -> None:
+        shape, stage = staged.shape, self._staging.name(staged.shape)
+        for unchanged, low, high in staged.updates:
+            sql = dml.update(shape, stage, unchanged, low, high)
+            if sql is not None:
+                await self._execute(shape, sql, high - low + 1)
+        if staged.inserts is not None:
+            low, high = staged.inserts
+            await self._execute(shape, dml.insert(shape, stage, low, high), high - low + 1)
+        elif staged.outcome.inserts:
+            inserts = staged.outcome.inserts
+            with self._guard(shape):
+                tag = await self._connection.copy_to_table(
+                    shape.name,
+                    schema_name=shape.schema,
+                    columns=[column.name for column in shape.columns],
+                    source=rows_stream(inserts, len(shape.columns)),
+                    format="binary",
+                )
+            check_count(shape, row_count(tag), len(inserts))
+
+    async def _copy_messages(self, shape: TableShape, runs: Sequence[tuple[TablePlan, Run]]) -> None:
+        """Copy the rows of insert messages straight into the table."""
+        with self._guard(shape):
+            try:
+                tag = await self._connection.copy_to_table(
+                    shape.name,
+                    schema_name=shape.schema,
+                    columns=[column.name for column in shape.columns],
+                    source=messages_stream(((plan.reader, run.rows) for plan, run in runs), len(shape.columns)),
+                    format="binary",
+                )
+            except NotSent:
+                raise Refused(shape, Reason.CONTRADICTION) from None
+        check_count(shape, row_count(tag), sum(len(run.rows) for _, run in runs))
+
+    async def _execute(self, shape: TableShape, sql: str, expected: int, *, may_fall_short: bool = False) -> None:
+        with self._guard(shape):
+            changed = row_count(await self._connection.execute(sql))
+        check_count(shape, changed, expected, may_fall_short=may_fall_short)
+
+
+def copies_inserts(shape: TableShape) -> bool:
+    """Whether new rows may go by COPY into the table: it takes them as they are, and refuses a key that it has."""
+    return shape.copies_directly and (shape.key_is_unique or not shape.key)
+
+
+def _goes_straight_in(group: Group) -> bool:
+    """Whether no row of a group needs to be looked at: nothing but inserts, and the table itself refuses duplicates."""
+    return copies_inserts(group.shape) and all(run.kind is Kind.INSERT for _, run in group.runs)
+
+
+def _key_among_nulls(shape: TableShape, key: Iterable[bytes]) -> Fields:
+    row = [NULL] * len(shape.columns)
+    for place, value in zip(shape.key, key, strict=True):
+        row[place] = value
+    return row
+
+
+def _without_unchanged(fields: Fields) -> Fields:
+    return [NULL if value is UNCHANGED else value for value in fields]

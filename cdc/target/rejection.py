@@ -1,0 +1,202 @@
+"""What it means when a target refuses a statement of the applier, in three classes.
+
+- It passes: no connection, a full disk, a lock, a deadlock. `TargetUnavailable`, the same is tried again later.
+- The rows are refused: a constraint, a value that does not fit, a row that should be there and is not. `Refused`,
+  inside the applier only: the next slower path looks closer, and the slowest says which transaction of which table it
+  is.
+- The statement cannot run, whatever the rows: the table has changed since it was planned, a right is missing. `Unfit`,
+  inside the applier only: the table is planned again, once, or stops.
+
+Every error loses its text here (invariant 8): what remains is the SQLSTATE and the names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from enum import Enum
+
+import asyncpg
+
+from cdc.changes.transaction import Kind, Part
+from cdc.errors import BatchRejected, ServerError, TableStopped, TransientError
+from cdc.target.session import server_error, translate
+from cdc.target.table_plan import TablePlan, TableShape
+
+FOREIGN_KEY_VIOLATION = "23503"
+UNIQUE_VIOLATION = "23505"
+_UNKNOWN_LABEL = "22P02"
+_MISSING_RIGHT = "42501"
+
+_ABOUT_ROWS = ("22", "23", "54", "P0")
+"""Classes of SQLSTATE that depend on the rows: data exceptions, constraints, sizes beyond a limit, triggers' errors."""
+
+_OUTDATED = frozenset(("22P03", "42P01", "42703", "42704", "42804", "42883", "428C9", "55000"))
+"""What the server says when a table, column or type is not what it was when the plan was made. (22P03: a value is not
+in the binary format of its column.)"""
+
+
+class Reason(Enum):
+    """Why rows are refused."""
+
+    SERVER = "the server"
+    CONTRADICTION = "folding"
+    MISSING = "missing"
+    SURPLUS = "surplus"
+    DUPLICATE = "duplicate"
+    KEY_NOT_SENT = "key not sent"
+    NOT_IDENTIFIED = "not identified"
+    SHARED_TRUNCATE = "shared truncate"
+
+
+class Refused(Exception):
+    """Rows of one shape are refused. Control flow inside the applier.
+
+    ``done`` counts the rows of the refused run that were applied before, ``plan`` and ``kind`` name the run; the row by
+    row replay knows them.
+    """
+
+    def __init__(self, shape: TableShape, reason: Reason, server: ServerError | None = None) -> None:
+        super().__init__(reason.value)
+        self.shape = shape
+        self.reason = reason
+        self.server = server
+        self.plan: TablePlan | None = None
+        self.kind: Kind | None = None
+        self.done = 0
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether changes of other tables may make it possible: a foreign key."""
+        return self.server is not None and self.server.sqlstate == FOREIGN_KEY_VIOLATION
+
+
+class Unfit(Exception):
+    """A statement for one shape cannot run at all. Control flow inside the applier."""
+
+    def __init__(self, shape: TableShape, server: ServerError) -> None:
+        super().__init__(server.sqlstate)
+        self.shape = shape
+        self.server = server
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether planning the table again may help."""
+        return self.server.sqlstate in _OUTDATED
+
+    @property
+    def is_missing_right(self) -> bool:
+        """Whether our role lacks a right."""
+        return self.server.sqlstate == _MISSING_RIGHT
+
+
+Guard = Callable[[TableShape], AbstractContextManager[None]]
+"""Classifies the driver's errors of a statement that concerns a table; see `guard_for`."""
+
+
+def guard_for(where: str) -> Guard:
+    """The guard of statements on the target ``where``."""
+
+    @contextmanager
+    def guard(shape: TableShape) -> Iterator[None]:
+        try:
+            yield
+        except asyncpg.PostgresError as error:
+            server = server_error(error)
+            translated = translate(error, f"writing to {shape.schema}.{shape.name}", where)
+            if isinstance(translated, TransientError):
+                raise translated from None
+            if server.sqlstate[:2] in _ABOUT_ROWS and server.sqlstate not in _OUTDATED:
+                raise Refused(shape, Reason.SERVER, server) from None
+            raise Unfit(shape, server) from None
+
+    return guard
+
+
+def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> TableStopped | BatchRejected:
+    """What the applier says when no path could apply a transaction: which table, which transaction, what to do."""
+    route, server = plan.route, refused.server
+    where = f"target {target}: table {route.target_name} (from {route.source_name})"
+    which = f"the transaction at {part.commit_lsn} (xid {part.xid})"
+    change = {Kind.INSERT: "an insert", Kind.UPDATE: "an update", Kind.DELETE: "a delete", None: "a change"}[
+        refused.kind
+    ]
+    if server is not None and server.sqlstate[:2] == "23" and refused.reason is Reason.SERVER:
+        return BatchRejected(
+            f"{where}: {change} of {which} breaks a rule that the source does not have ({server}). Drop the "
+            "constraint or make it deferrable; it is tried again then.",
+            source_table=plan.source_table,
+            commit_lsn=part.commit_lsn,
+            xid=part.xid,
+            server=server,
+        )
+    sql = None
+    differs = "so source and target differ: load this table again"
+    match refused.reason:
+        case Reason.MISSING:
+            sentence = f"{change} of {which} finds no row, {differs}."
+        case Reason.SURPLUS:
+            sentence = f"{change} of {which} finds more than one row, {differs}."
+        case Reason.DUPLICATE:
+            sentence = f"{change} of {which} brings a key that is already there, {differs}."
+        case Reason.KEY_NOT_SENT:
+            sentence = (
+                f"{change} of {which} has a key value that is stored out of line and that the source did not send; "
+                "minor releases of PostgreSQL since February 2022 send it. Update the source and load this table again."
+            )
+        case Reason.NOT_IDENTIFIED:
+            sentence = (
+                f"{change} of {which} does not say which row it means: the source's table has no replica identity."
+            )
+        case Reason.SHARED_TRUNCATE:
+            sentence = (
+                f"{which} truncates the source's table, but other tables are routed to this one, too, so that "
+                "nobody can tell which rows are to go. Load this table again."
+            )
+        case _ if server is not None and server.sqlstate == _UNKNOWN_LABEL:
+            sentence, sql = _unknown_label(plan, which, server)
+        case _:
+            sentence = f"{change} of {which} has a value that the target's table cannot take ({server})."
+    return TableStopped(
+        f"{where}: {sentence}",
+        sql=sql,
+        server=server,
+        source_table=plan.source_table,
+        commit_lsn=part.commit_lsn,
+        xid=part.xid,
+    )
+
+
+def unfit_verdict(unfit: Unfit, part: Part, plan: TablePlan, target: str, role: str) -> TableStopped:
+    """What the applier says when a table's statements cannot run."""
+    where = f"target {target}: table {plan.route.target_name} (from {plan.route.source_name})"
+    sql = None
+    if unfit.is_missing_right:
+        sentence = f"the role {role} may not write to it ({unfit.server})."
+        sql = f"GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {plan.shape.sql_name} TO {role}"
+    elif unfit.is_outdated:
+        sentence = f"it, or a column or type of it, is not what the rows need ({unfit.server}). Run cdc check."
+    else:
+        sentence = f"the server refuses to write to it ({unfit.server})."
+    return TableStopped(
+        f"{where}: {sentence}",
+        sql=sql,
+        server=unfit.server,
+        source_table=plan.source_table,
+        commit_lsn=part.commit_lsn,
+        xid=part.xid,
+    )
+
+
+def _unknown_label(plan: TablePlan, which: str, server: ServerError) -> tuple[str, str | None]:
+    """A value that is no label of the target's enum (hazard 13); which one, only an administrator may look at."""
+    enums = [(column.name, column.type) for column in plan.relation.columns if column.type.kind == "e"]
+    if not enums:
+        return f"a row of {which} has a value that the target's table cannot take ({server}).", None
+    names = ", ".join(f"{column} ({enum.sql})" for column, enum in enums)
+    sql = "; ".join(f"ALTER TYPE {enum.sql} ADD VALUE '<label>'" for enum in dict.fromkeys(enum for _, enum in enums))
+    return (
+        f"a row of {which} has a label that an enum type does not have at the target; its enum columns: {names}. "
+        "Add the labels that the source's type has and this one lacks.",
+        sql,
+    )

@@ -1,0 +1,99 @@
+"""The changes of some parts, laid out for applying: by target table, between truncations.
+
+A *step* is what lies between two truncations. Inside it the changes of different tables may be applied in any order
+that the target's constraints accept; those of one table keep their order. A table's changes are grouped by shape: a
+second group begins where the source changed the table's columns, or where another relation is routed to it
+differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cdc.changes.relation import Relation
+from cdc.changes.transaction import Part, Run, Truncation
+from cdc.target.table_plan import TablePlan, TableShape
+
+TableName = tuple[str, str]
+"""Schema and name of a target's table."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedPart:
+    """A part and the plans by which this target takes its relations; relations without a plan are not taken."""
+
+    part: Part
+    plans: Mapping[Relation, TablePlan]
+
+    def shapes(self) -> set[TableShape]:
+        """All shapes that its rows go into."""
+        return {plan.shape for plan in self.plans.values()}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Consecutive runs of one table that share a shape."""
+
+    shape: TableShape
+    runs: list[tuple[TablePlan, Run]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Step:
+    """Runs by table, and the truncation that ends the step, with the plans that it concerns."""
+
+    tables: dict[TableName, list[Group]] = field(default_factory=dict)
+    truncation: Truncation | None = None
+    truncated: list[TablePlan] = field(default_factory=list)
+
+    def add(self, plan: TablePlan, run: Run) -> None:
+        """Append a run."""
+        shape = plan.shape
+        groups = self.tables.setdefault((shape.schema, shape.name), [])
+        if not groups or groups[-1].shape is not shape:
+            groups.append(Group(shape))
+        groups[-1].runs.append((plan, run))
+
+
+def split(parts: Sequence[RoutedPart]) -> Iterator[Step]:
+    """Lay out the changes of consecutive parts."""
+    step = Step()
+    for routed in parts:
+        plans = routed.plans
+        for change in routed.part.changes:
+            if isinstance(change, Run):
+                plan = plans.get(change.relation)
+                if plan is not None:
+                    step.add(plan, change)
+            elif isinstance(change, Truncation):
+                truncated = truncated_plans(routed, change)
+                if truncated:
+                    step.truncation, step.truncated = change, truncated
+                    yield step
+                    step = Step()
+    if step.tables:
+        yield step
+
+
+def truncated_plans(routed: RoutedPart, truncation: Truncation) -> list[TablePlan]:
+    """The plans of the relations that a truncation names, those of this target."""
+    return [routed.plans[relation] for relation in truncation.relations if relation in routed.plans]
+
+
+def parents_first(tables: Mapping[TableName, frozenset[TableName]]) -> list[TableName]:
+    """Order tables, given with those they reference, so that each comes after its references as far as cycles allow."""
+    ordered: list[TableName] = []
+    seen: set[TableName] = set()
+
+    def visit(table: TableName) -> None:
+        if table in seen or table not in tables:
+            return
+        seen.add(table)
+        for reference in sorted(tables[table]):
+            visit(reference)
+        ordered.append(table)
+
+    for table in tables:
+        visit(table)
+    return ordered

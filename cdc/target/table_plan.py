@@ -1,0 +1,329 @@
+"""How one relation's rows get into one target table: decided once, before the first row.
+
+`plan_table` is pure: from a relation, a route and what the target's catalog says of the table it makes a `TablePlan`,
+or raises `TableStopped` with a sentence and, where there is one, the SQL that mends it. `cdc check` asks it the same
+question before anything runs.
+
+A plan has two halves. `TableShape` is the target's half: columns, key, how each value gets in; everything that a
+statement is built from. Relations that are routed to one table alike share one shape, and are folded together. The
+`RowReader` is the source's half: how to take that shape's columns out of a message of this relation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from cdc.changes.relation import DataType, Relation, ReplicaIdentity
+from cdc.changes.row_reader import RowReader, row_reader
+from cdc.errors import TableStopped
+from cdc.identifiers import quote, quote_qualified
+from cdc.pgoutput.tuples import BINARY, TEXT
+from cdc.routing.projection import Projection, project
+from cdc.routing.route import Route
+from cdc.target.catalog import TargetColumn, TargetTable
+from cdc.target.conversion import (
+    conversion,
+    equality,
+    fits_exactly,
+    is_comparable,
+    needs_cast_to_compare,
+    type_name,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanColumn:
+    """One column of a target table that a relation fills.
+
+    ``stage_type`` is what it is in staging, ``cast`` the type to cast to on the way from there (`None`: assignment does
+    it). ``key_cast`` and ``equals`` serve to compare a staged value with the column, ``match_cast`` to compare it byte
+    by byte. ``is_written`` is false for a generated column, ``is_updatable`` false for that and for identity ALWAYS.
+    ``is_comparable`` says that ``=`` holds whenever the bytes are equal.
+    """
+
+    name: str
+    stage_type: str
+    cast: str | None
+    key_cast: str | None
+    match_cast: str | None
+    equals: str
+    is_written: bool
+    is_updatable: bool
+    is_comparable: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TableShape:
+    """The target's half of a plan. Compared by identity: the applier keeps one object for each distinct shape.
+
+    - ``key``: places of the columns that identify a row; empty when nothing does. ``matches_whole_row``: rows are then
+      identified by all their values (REPLICA IDENTITY FULL without a key); if neither holds only inserts can arrive.
+    - ``key_is_unique``: the target itself refuses a second row of the same key, at once.
+    - ``copies_directly``: COPY may write rows straight into the table.
+    - ``keeps_rows``: a changed key must keep the row (it is referred to, or has columns of the target's own).
+    - ``replaces_rows``: the key cannot be updated (identity ALWAYS), the row must be written anew.
+    - ``loses_rows``: the target may have deleted rows by itself (ON DELETE CASCADE), so a missing one is no error.
+    - ``all_columns``: every column of the target's table that can be written.
+    - ``references``: the tables, ``(schema, name)``, that a foreign key which fires points to.
+    - ``defers``: constraints of the table can be deferred and fire.
+    """
+
+    schema: str
+    name: str
+    columns: tuple[PlanColumn, ...]
+    key: tuple[int, ...]
+    matches_whole_row: bool
+    key_is_unique: bool
+    copies_directly: bool
+    keeps_rows: bool
+    replaces_rows: bool
+    loses_rows: bool
+    all_columns: tuple[str, ...]
+    references: frozenset[tuple[str, str]]
+    defers: bool
+
+    @property
+    def sql_name(self) -> str:
+        """``"schema"."table"``."""
+        return quote_qualified(self.schema, self.name)
+
+    @property
+    def is_insert_only(self) -> bool:
+        """Whether nothing identifies a row."""
+        return not self.key and not self.matches_whole_row
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        """Places of the columns that an INSERT writes."""
+        return tuple(place for place, column in enumerate(self.columns) if column.is_written)
+
+    def content(self) -> tuple[object, ...]:
+        """Everything it consists of: shapes with equal content are the same shape."""
+        return tuple(getattr(self, field) for field in self.__slots__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TablePlan:
+    """How the rows of ``relation`` get into one table of a target. Compared by identity.
+
+    ``is_shared`` says that other relations are routed to the same table.
+    """
+
+    relation: Relation
+    route: Route
+    shape: TableShape
+    reader: RowReader
+    is_shared: bool = False
+
+    @property
+    def source_table(self) -> str:
+        """``schema.table`` at the source."""
+        return self.relation.qualified_name
+
+
+def plan_table(
+    relation: Relation,
+    route: Route,
+    table: TargetTable | None,
+    *,
+    target: str,
+    follows: bool,
+    triggers_disabled: bool,
+    is_shared: bool = False,
+    flipped: Collection[int] = (),
+) -> TablePlan:
+    """Decide how ``relation`` gets into ``table``.
+
+    Args:
+        relation: The shape of the rows, as the stream describes it.
+        route: What the target wants of it.
+        table: What the target's catalog says of the route's table; `None` when there is none.
+        target: The target's name, for messages.
+        follows: Whether the target's schema follows the source's (``schema = "follow"``) or belongs to somebody else.
+        triggers_disabled: Whether foreign keys and triggers do not fire in our session.
+        is_shared: Whether other relations are routed to the same table.
+        flipped: Columns of the relation, by index, whose values come in the other format than their type's send
+        function
+            suggests: all of them in a stream of text values (hazard 25).
+
+    Raises:
+        TableStopped: the rows cannot be written as they are, with what to do about it.
+    """
+    planner = _Planner(
+        relation, route, f"target {target}: table {route.target_name} (from {route.source_name})", follows
+    )
+    found = planner.writable(table)
+    projection = planner.projection(found)
+    planner.check_left_out(found, projection)
+    key = planner.key(found, projection)
+    as_text = tuple((index in flipped) == column.type.has_binary for index, column in enumerate(relation.columns))
+    columns, direct = planner.columns(found, projection, as_text)
+    key_names = {projection.target_columns[place] for place in key or ()}
+    fires = not triggers_disabled
+    referenced = fires and bool(found.referenced_by)
+    all_columns = tuple(column.name for column in found.columns if not column.generated)
+    replaces_rows = any(not columns[place].is_updatable and columns[place].is_written for place in key or ())
+    shape = TableShape(
+        schema=found.schema,
+        name=found.name,
+        columns=columns,
+        key=key or (),
+        matches_whole_row=key is None,
+        key_is_unique=any(k.is_immediate and set(k.columns) <= key_names for k in found.unique_keys),
+        copies_directly=direct,
+        keeps_rows=(referenced or not set(all_columns) <= set(projection.target_columns)) and not replaces_rows,
+        replaces_rows=replaces_rows,
+        loses_rows=fires and any(k.on_delete == "c" for k in found.foreign_keys),
+        all_columns=all_columns,
+        references=frozenset((k.referenced_schema, k.referenced_table) for k in found.foreign_keys if fires),
+        defers=fires
+        and (
+            any(k.deferrable for k in (*found.foreign_keys, *found.referenced_by))
+            or any(not k.is_immediate for k in found.unique_keys)
+        ),
+    )
+    wire = bytes(TEXT if text else BINARY for text in as_text)
+    return TablePlan(relation, route, shape, row_reader(relation, wire, projection.indices, shape.key), is_shared)
+
+
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    """The questions that a plan answers, one by one; each can stop the table."""
+
+    relation: Relation
+    route: Route
+    where: str
+    follows: bool
+
+    def stop(self, sentence: str, sql: str | None = None) -> TableStopped:
+        return TableStopped(f"{self.where}: {sentence}", sql=sql, source_table=self.relation.qualified_name)
+
+    def alter(self, action: str) -> str:
+        return f"ALTER TABLE {quote_qualified(self.route.target_schema, self.route.target_table)} {action}"
+
+    def writable(self, table: TargetTable | None) -> TargetTable:
+        if table is None:
+            if self.follows:
+                raise self.stop("the table does not exist there; run cdc bootstrap, which creates it with its rows.")
+            raise self.stop("the table does not exist there; its owner has to create it, or the route has to go.")
+        if not table.is_writable:
+            raise self.stop("this is not a table that rows can be written to (it may be a view).")
+        return table
+
+    def projection(self, table: TargetTable) -> Projection:
+        """The columns that travel, in the target's order."""
+        projection = project(self.relation, self.route)
+        if projection.missing:
+            names = ", ".join(projection.missing)
+            raise self.stop(
+                f"the route lists columns that the source's table does not have any more: {names}. "
+                "Take them out of the configuration, or restore them at the source."
+            )
+        lacking = [
+            (index, name)
+            for index, name in zip(projection.indices, projection.target_columns, strict=True)
+            if table.column(name) is None
+        ]
+        listed = self.route.columns is not None
+        if lacking and (listed or self.follows):
+            added = ", ".join(
+                f"ADD COLUMN {quote(name)} {self.relation.columns[index].type.sql}" for index, name in lacking
+            )
+            names = ", ".join(name for _, name in lacking)
+            raise self.stop(f"the target's table lacks columns: {names}.", self.alter(added))
+        ignored = {name for _, name in lacking}
+        travelling = [
+            (index, name)
+            for index, name in zip(projection.indices, projection.target_columns, strict=True)
+            if name not in ignored
+        ]
+        if not travelling:
+            raise self.stop("the source's table and this one have no column in common.")
+        return Projection(tuple(index for index, _ in travelling), tuple(name for _, name in travelling)).in_order_of(
+            [column.name for column in table.columns]
+        )
+
+    def check_left_out(self, table: TargetTable, projection: Projection) -> None:
+        """Columns that no row fills must be able to do without."""
+        for column in table.columns:
+            is_filled = column.name in projection.target_columns or column.has_default or column.generated
+            if column.not_null and not is_filled:
+                raise self.stop(
+                    f"its column {column.name} is NOT NULL without a default, and nothing at the source fills it.",
+                    self.alter(f"ALTER COLUMN {quote(column.name)} DROP NOT NULL"),
+                )
+
+    def key(self, table: TargetTable, projection: Projection) -> tuple[int, ...] | None:
+        """Places of the key; ``()`` when only inserts can arrive, `None` when rows are known by all their values."""
+        if self.relation.replica_identity is ReplicaIdentity.FULL:
+            return self._key_of_whole_rows(table, projection)
+        places = []
+        for index in self.relation.key:
+            place = projection.place_of(index)
+            if place is None:
+                raise self.stop(
+                    f"column {self.relation.columns[index].name} is part of the source's key and not among the columns "
+                    "that go there, so updates and deletes could not find their rows. Route it, too."
+                )
+            places.append(place)
+        return tuple(sorted(places))
+
+    def _key_of_whole_rows(self, table: TargetTable, projection: Projection) -> tuple[int, ...] | None:
+        """REPLICA IDENTITY FULL sends every column: whatever is unique at the target can identify the row."""
+        not_null = {column.name for column in table.columns if column.not_null}
+        usable = [
+            key
+            for key in table.unique_keys
+            if key.is_immediate and set(key.columns) <= not_null & set(projection.target_columns)
+        ]
+        if not usable:
+            return None
+        best = min(usable, key=lambda key: (not key.is_primary, len(key.columns), key.name))
+        return tuple(sorted(projection.target_columns.index(name) for name in best.columns))
+
+    def columns(
+        self, table: TargetTable, projection: Projection, as_text: tuple[bool, ...]
+    ) -> tuple[tuple[PlanColumn, ...], bool]:
+        """The columns of the shape, and whether COPY may write to all of them."""
+        columns, all_direct = [], True
+        for index, name in zip(projection.indices, projection.target_columns, strict=True):
+            column = table.column(name)
+            assert column is not None  # the projection holds columns of the table only
+            planned, direct = self._column(self.relation.columns[index].type, column, as_text[index])
+            columns.append(planned)
+            all_direct = all_direct and direct
+        return tuple(columns), all_direct
+
+    def _column(self, source: DataType, column: TargetColumn, as_text: bool) -> tuple[PlanColumn, bool]:
+        target = column.type
+        if self.follows and not fits_exactly(source, target):
+            raise self.stop(
+                f"column {column.name} is of type {target.sql}, and of type {source.sql} at the source.",
+                self.alter(f"ALTER COLUMN {quote(column.name)} TYPE {source.sql}"),
+            )
+        if not as_text and source.carries_foreign_oids:
+            raise self.stop(
+                f"column {column.name} is of type {source.sql}, whose values name types by numbers that differ from "
+                "server to server; this version cannot carry it over. Leave the column out of the route."
+            )
+        way = conversion(source, target, as_text=as_text)
+        if way is None:
+            raise self.stop(
+                f"column {column.name} is of type {target.sql}, and PostgreSQL does not convert values of the source's "
+                f"type {source.sql} to it by assignment.",
+                self.alter(f"ALTER COLUMN {quote(column.name)} TYPE {source.sql}"),
+            )
+        same = not as_text and not needs_cast_to_compare(source, target)
+        planned = PlanColumn(
+            name=column.name,
+            stage_type=way.stage_type,
+            cast=way.cast,
+            key_cast=None if same else type_name(target),
+            match_cast=None if same and source.sql == target.sql else target.sql,
+            equals=equality(target),
+            is_written=not column.generated,
+            is_updatable=not column.generated and column.identity != "a",
+            is_comparable=is_comparable(target),
+        )
+        return planned, way.is_direct and not column.generated

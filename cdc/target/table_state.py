@@ -1,0 +1,178 @@
+"""The state of each table of a target: rows of ``cdc.target_table``.
+
+A table is mostly where its target is, and then its ``position`` here is NULL. It has a position of its own in two
+cases: ahead of the target after its load (it holds everything up to ``consistent_from``), and behind it when it stopped
+alone and when it catches up afterwards. A change of the table at ``commit_lsn`` is to be applied if and only if the
+table is streaming and ``commit_lsn >= coalesce(table's position, target's position)`` (`Part.is_held_by`).
+
+Everything here runs in whatever transaction the session is in. What decides what is applied (`stop`, `resume`, the
+positions) belongs into a transaction that ends with ``cdc.advance``, so that only the owner of the target can commit
+it. What every batch may need is SQL text, to travel with that end in one round trip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from cdc import statements
+from cdc.identifiers import quote_literal
+from cdc.lsn import Lsn
+from cdc.routing.route import Route
+from cdc.target.session import Session, target_errors
+
+
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """One row of ``cdc.target_table``; the columns' comments in sql/target/0001_schema.sql say what each means."""
+
+    source_schema: str
+    source_table: str
+    target_schema: str
+    target_table: str
+    state: str
+    position: Lsn | None
+    consistent_from: Lsn | None
+    reason: str | None
+    mend: str | None
+    sqlstate: str | None
+    stopped_at: datetime | None
+    inserted: int
+    updated: int
+    deleted: int
+    truncated: int
+    created_by_cdc: bool
+
+    @property
+    def source_name(self) -> str:
+        """``schema.table`` at the source, unquoted."""
+        return f"{self.source_schema}.{self.source_table}"
+
+    @property
+    def target_name(self) -> str:
+        """``schema.table`` at the target, unquoted."""
+        return f"{self.target_schema}.{self.target_table}"
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """Rows that were inserted, updated and deleted, and how often a table was truncated."""
+
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    truncated: int = 0
+
+
+TableName = tuple[str, str]
+"""Schema and name of a table at the source."""
+
+
+async def read(session: Session, pipeline: str) -> list[TableState]:
+    """All tables of a pipeline's target, by name."""
+    with target_errors("reading the state of the tables", session.where):
+        rows = await session.connection.fetch(statements.load("target", "read_tables"), pipeline)
+    return [
+        TableState(**{**row, "position": _lsn(row["position"]), "consistent_from": _lsn(row["consistent_from"])})
+        for row in rows
+    ]
+
+
+async def mark_copying(session: Session, pipeline: str, route: Route, *, created_by_cdc: bool = False) -> None:
+    """The table's first load begins, or begins again; its counters start from zero."""
+    await _mark(session, pipeline, route, "copying", None, created_by_cdc)
+
+
+async def mark_streaming(
+    session: Session, pipeline: str, route: Route, *, consistent_from: Lsn | None, created_by_cdc: bool = False
+) -> None:
+    """The table has been loaded from a snapshot at ``consistent_from``, and holds everything up to there.
+
+    `None`: it stands where its target stands. ``created_by_cdc`` stays true once it was said.
+    """
+    await _mark(session, pipeline, route, "streaming", consistent_from, created_by_cdc)
+
+
+async def stop(
+    session: Session,
+    pipeline: str,
+    route: Route,
+    *,
+    position: Lsn,
+    reason: str,
+    mend: str | None = None,
+    sqlstate: str | None = None,
+) -> None:
+    """Stop one table, which holds everything up to ``position``. ``reason`` is a sentence without values."""
+    with target_errors(f"stopping table {route.target_name}", session.where):
+        await session.connection.execute(
+            statements.load("target", "stop_table"), pipeline, *_names(route), str(position), reason, mend, sqlstate
+        )
+
+
+async def resume(session: Session, pipeline: str, source: TableName) -> None:
+    """Let a stopped table go on from the position that it holds."""
+    with target_errors(f"resuming table {'.'.join(source)}", session.where):
+        await session.connection.execute(
+            "UPDATE cdc.target_table SET state = 'streaming', reason = NULL, mend = NULL, sqlstate = NULL,"
+            " stopped_at = NULL WHERE pipeline = $1 AND source_schema = $2 AND source_table = $3 AND state = 'stopped'",
+            pipeline,
+            *source,
+        )
+
+
+async def forget(session: Session, pipeline: str, source: TableName) -> None:
+    """Forget a table that has left the configuration; its rows stay where they are."""
+    with target_errors(f"forgetting table {'.'.join(source)}", session.where):
+        await session.connection.execute(
+            "DELETE FROM cdc.target_table WHERE pipeline = $1 AND source_schema = $2 AND source_table = $3",
+            pipeline,
+            *source,
+        )
+
+
+def position_sql(pipeline: str, source: TableName, position: Lsn | None) -> str:
+    """Move the own position of a table; `None` gives it up: the table stands where its target stands."""
+    schema, name = source
+    return (
+        f"UPDATE cdc.target_table SET position = {'NULL' if position is None else quote_literal(str(position))}"
+        f" WHERE pipeline = {quote_literal(pipeline)} AND source_schema = {quote_literal(schema)}"
+        f" AND source_table = {quote_literal(name)}"
+    )
+
+
+def count_sql(pipeline: str, counts: Mapping[TableName, RowCounts]) -> str:
+    """Add to the counters of several tables, made as one statement; ``counts`` must not be empty."""
+    rows = ", ".join(
+        f"({quote_literal(schema)}, {quote_literal(name)}, {c.inserted}, {c.updated}, {c.deleted}, {c.truncated})"
+        for (schema, name), c in sorted(counts.items())
+    )
+    return (
+        "UPDATE cdc.target_table t SET inserted = t.inserted + c.inserted, updated = t.updated + c.updated,"
+        " deleted = t.deleted + c.deleted, truncated = t.truncated + c.truncated"
+        f" FROM (VALUES {rows}) AS c (schema, name, inserted, updated, deleted, truncated)"
+        f" WHERE t.pipeline = {quote_literal(pipeline)} AND t.source_schema = c.schema AND t.source_table = c.name"
+    )
+
+
+async def _mark(
+    session: Session, pipeline: str, route: Route, state: str, position: Lsn | None, created_by_cdc: bool
+) -> None:
+    with target_errors(f"recording table {route.target_name}", session.where):
+        await session.connection.execute(
+            statements.load("target", "mark_table"),
+            pipeline,
+            *_names(route),
+            state,
+            None if position is None else str(position),
+            created_by_cdc,
+        )
+
+
+def _names(route: Route) -> tuple[str, str, str, str]:
+    return route.source_schema, route.source_table, route.target_schema, route.target_table
+
+
+def _lsn(text: str | None) -> Lsn | None:
+    return None if text is None else Lsn.parse(text)

@@ -1,0 +1,72 @@
+-- name: tables
+-- Every table of users, or those named (schema.table), with its columns in the order and choice of pgoutput: neither
+-- dropped nor generated ones. The identity index is the one that PostgreSQL itself would use: live, valid, unique,
+-- immediate and not partial. Temporary tables are nobody else's.
+WITH chosen AS (
+    SELECT c.*, n.nspname
+      FROM pg_catalog.pg_class c
+      JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.relkind IN ('r', 'p')
+       AND c.relpersistence <> 't'
+       AND n.nspname <> ALL (ARRAY['pg_catalog', 'pg_toast', 'information_schema', 'cdc'])
+       AND (%(names)s::text[] IS NULL OR n.nspname || '.' || c.relname = ANY (%(names)s::text[]))
+), keys AS (
+    SELECT i.indrelid, ic.relname::text AS name, i.indisprimary AS is_primary, i.indisreplident AS is_chosen,
+           (i.indkey::int2[])[0:i.indnkeyatts - 1] AS attnums
+      FROM pg_catalog.pg_index i
+      JOIN pg_catalog.pg_class ic ON ic.oid = i.indexrelid
+     WHERE i.indrelid IN (SELECT oid FROM chosen)
+       AND i.indislive AND i.indisvalid AND i.indisunique AND i.indimmediate AND i.indpred IS NULL
+), candidates AS (
+    SELECT k.indrelid, array_agg(k.name ORDER BY k.name) AS names
+      FROM keys k
+     WHERE NOT EXISTS (SELECT FROM unnest(k.attnums) AS u (attnum)
+                        WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                                           WHERE a.attrelid = k.indrelid AND a.attnum = u.attnum AND a.attnotnull))
+     GROUP BY k.indrelid
+), primary_keys AS (
+    SELECT o.conrelid, o.conname::text AS name,
+           ARRAY(SELECT a.attname::text
+                   FROM unnest(o.conkey) WITH ORDINALITY AS u (attnum, place)
+                   JOIN pg_catalog.pg_attribute a ON a.attrelid = o.conrelid AND a.attnum = u.attnum
+                  ORDER BY u.place) AS columns
+      FROM pg_catalog.pg_constraint o
+     WHERE o.contype = 'p' AND o.conrelid IN (SELECT oid FROM chosen)
+)
+SELECT c.oid::bigint, c.nspname::text, c.relname::text, c.relreplident::text,
+       (SELECT coalesce(json_agg(json_build_array(
+                   a.attname, a.atttypid::bigint, a.atttypmod, a.attnotnull,
+                   c.relreplident = 'f' OR coalesce(a.attnum = ANY (identity.attnums), false)) ORDER BY a.attnum), '[]')
+          FROM pg_catalog.pg_attribute a
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated = '' AND NOT a.attisdropped) AS columns,
+       ARRAY(SELECT a.attname::text
+               FROM pg_catalog.pg_attribute a
+              WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated <> '' AND NOT a.attisdropped
+              ORDER BY a.attnum) AS generated,
+       coalesce(pk.columns, '{}') AS primary_key,
+       pk.name AS primary_key_name,
+       identity.name AS identity_index,
+       coalesce(candidates.names, '{}') AS candidate_indexes,
+       c.relkind::text, c.relpersistence::text, c.relispartition,
+       ARRAY(SELECT (pn.nspname || '.' || p.relname)::text
+               FROM pg_catalog.pg_inherits h
+               JOIN pg_catalog.pg_class p ON p.oid = h.inhparent
+               JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace
+              WHERE h.inhrelid = c.oid
+              ORDER BY h.inhseqno) AS parents,
+       greatest(c.reltuples, 0)::bigint AS row_estimate,
+       coalesce(pg_table_size(c.oid), 0)::bigint AS bytes,
+       coalesce(pg_relation_size(c.oid), 0)::bigint / current_setting('block_size')::bigint AS pages,
+       coalesce(pg_relation_filenode(c.oid), 0)::bigint AS filenode,
+       coalesce(has_schema_privilege(c.relnamespace, 'USAGE')
+                AND has_table_privilege(c.oid, 'SELECT'), false) AS is_readable,
+       row_security_active(c.oid) AS hides_rows,
+       pg_get_userbyid(c.relowner)::text AS owner,
+       pg_has_role(c.relowner, 'USAGE') AS is_owned
+  FROM chosen c
+  LEFT JOIN keys identity
+    ON identity.indrelid = c.oid
+   AND ((c.relreplident = 'd' AND identity.is_primary) OR (c.relreplident = 'i' AND identity.is_chosen))
+  LEFT JOIN candidates ON candidates.indrelid = c.oid
+  LEFT JOIN primary_keys pk ON pk.conrelid = c.oid
+ ORDER BY c.nspname, c.relname

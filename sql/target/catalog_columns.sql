@@ -1,0 +1,16 @@
+-- name: catalog_columns
+-- The columns of tables (oids), in attnum order, with their types by oid and modifier.
+SELECT a.attrelid AS table_oid,
+       a.attname::text AS name,
+       a.atttypid AS type_oid,
+       a.atttypmod AS typmod,
+       a.attnotnull OR t.typnotnull AS not_null,
+       a.attgenerated <> '' AS generated,
+       a.attidentity::text AS identity,
+       a.attgenerated = '' AND (a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL) AS has_default,
+       COALESCE(l.collisdeterministic, true) AS deterministic
+  FROM pg_catalog.pg_attribute a
+  JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+  LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
+ WHERE a.attrelid = ANY ($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
+ ORDER BY a.attrelid, a.attnum

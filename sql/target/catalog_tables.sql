@@ -1,0 +1,16 @@
+-- name: catalog_tables
+-- The tables named by two parallel arrays (schemas, names), with what our role may do to them.
+SELECT c.oid,
+       n.nspname::text AS schema,
+       c.relname::text AS name,
+       c.relkind::text AS relkind,
+       c.relispartition AS is_partition,
+       c.relpersistence::text AS persistence,
+       pg_catalog.row_security_active(c.oid) AS row_security,
+       pg_catalog.pg_has_role(c.relowner, 'USAGE') AS is_owner,
+       ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) AS p
+              WHERE pg_catalog.has_table_privilege(c.oid, p)) AS privileges
+  FROM unnest($1::text[], $2::text[]) AS wanted(schema, name)
+  JOIN pg_catalog.pg_namespace n ON n.nspname = wanted.schema
+  JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name
+ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
