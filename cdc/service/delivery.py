@@ -21,7 +21,7 @@ import structlog
 
 from cdc.changes.relation import Relation
 from cdc.changes.transaction import Part
-from cdc.config import Config
+from cdc.config import Config, for_asyncpg
 from cdc.errors import BatchRejected, CdcError, FenceLost, ResyncNeeded, TableStopped, TerminalError, TransientError
 from cdc.lsn import Lsn
 from cdc.observe.metrics import TargetMetrics
@@ -31,6 +31,7 @@ from cdc.service.owned_target import OwnedTarget
 from cdc.service.queue import PartQueue
 from cdc.service.retry import Backoff, until_done
 from cdc.service.stops import Stops
+from cdc.service.taking import take
 from cdc.target.history import SourceHistory
 from cdc.target.session import connect
 
@@ -186,14 +187,14 @@ class Delivery:
     async def _serve(self, history: SourceHistory, restart: Callable[[str], None]) -> None:
         """One session: take the target, then apply until closed, aside and done, or failed."""
         session = await connect(
-            self._target.dsn.get_secret_value(),
+            for_asyncpg(self._target.dsn.get_secret_value()),
             application_name=f"cdc {self._config.pipeline}",
             target=self.name,
             lock_timeout_ms=int(self._config.worker.lock_timeout_s * 1000),
             timeout_s=self._config.worker.connect_timeout_s,
         )
         try:
-            owned = await OwnedTarget.take(
+            owned = await take(
                 session,
                 self._config.pipeline,
                 self._target,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -31,12 +32,23 @@ class Heartbeats:
 
     def __init__(self) -> None:
         self._written: OrderedDict[int, float] = OrderedDict()
+        self._source_epoch: datetime | None = None
 
     def remember(self, count: int, at: float) -> None:
         """Heartbeat ``count`` was committed at ``at``, on the monotonic clock."""
         self._written[count] = at
         while len(self._written) > REMEMBERED:
             self._written.popitem(last=False)
+
+    def synchronise(self, source_now: datetime) -> None:
+        """The source's clock shows ``source_now`` at this moment."""
+        self._source_epoch = source_now - timedelta(seconds=time.monotonic())
+
+    def age_by_source_s(self, at: datetime) -> float | None:
+        """Seconds since ``at`` by the source's clock, as good as its last reading; `None` before it was read."""
+        if self._source_epoch is None:
+            return None
+        return (self._source_epoch + timedelta(seconds=time.monotonic()) - at).total_seconds()
 
     def age_s(self, count: int) -> float | None:
         """Seconds since heartbeat ``count`` was committed; `None` when another worker wrote it."""

@@ -158,6 +158,8 @@ class Lane:
         for delivery in self._deliveries:
             delivery.begin()
         history = await self._history(catalog, system, switches, slot)
+        now, _ = await read_clock(catalog)
+        self._heartbeats.synchronise(now)
         self._metrics.up(True)
         self.is_streaming, self.trouble = True, None
         self._backoff.progressed()
@@ -305,7 +307,8 @@ class Lane:
     async def _watch(self, catalog: Connection) -> None:
         """Show the slot and the lag in bytes."""
         while True:
-            _, wal_position = await read_clock(catalog)
+            now, wal_position = await read_clock(catalog)
+            self._heartbeats.synchronise(now)
             self._metrics.source_position(wal_position)
             slot = await read_slot(catalog, self._source.slot)
             if slot is None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Self
+from contextlib import asynccontextmanager
 
 import structlog
 
@@ -31,7 +31,6 @@ from cdc.service.stops import Stop, Stops
 from cdc.source.heartbeat import PREFIX, Heartbeat, parse
 from cdc.target import position, table_state
 from cdc.target.applier import Applied, Applier, Plans
-from cdc.target.history import SourceHistory, check_history
 from cdc.target.session import Session, target_errors
 from cdc.target.table_plan import TablePlan
 from cdc.target.table_state import RowCounts, TableName
@@ -44,7 +43,7 @@ table would cost a small batch more than its rows. A worker that is killed loses
 
 
 class OwnedTarget:
-    """One session on one target that has been taken. Made by `take`."""
+    """One session on one target that has been taken. Made by `cdc.service.taking.take`."""
 
     def __init__(
         self,
@@ -52,11 +51,13 @@ class OwnedTarget:
         owned: position.Ownership,
         config: TargetConfig,
         states: Sequence[table_state.TableState],
+        *,
         stops: Stops,
         metrics: TargetMetrics,
         heartbeats: Heartbeats,
     ) -> None:
-        assert owned.position is not None  # `take` has compared histories
+        """``states`` are those of the tables that are loaded; changes of any other table are left out."""
+        assert owned.position is not None  # histories have been compared
         self._session = session
         self._pipeline = owned.pipeline
         self._fence = owned.fence
@@ -69,7 +70,7 @@ class OwnedTarget:
         self._applier = Applier(session, owned.target, follows=config.follows, routes=routes)
         self._plans: dict[Relation, TablePlan] = {}
         self._not_taken: set[Relation] = set()
-        self._loaded = {state.source_name for state in states if state.state != "copying"}
+        self._loaded = {state.source_name for state in states}
         self._ignored: set[str] = set()
         self._counts: dict[TableName, RowCounts] = {}
         self._counted_at = time.monotonic()
@@ -80,39 +81,6 @@ class OwnedTarget:
             held = self.positions.tables.get(name)
             self.positions.stop(name, stop.commit_lsn if held is None else held.held)
 
-    @classmethod
-    async def take(
-        cls,
-        session: Session,
-        pipeline: str,
-        config: TargetConfig,
-        history: SourceHistory,
-        *,
-        stops: Stops,
-        metrics: TargetMetrics,
-        heartbeats: Heartbeats,
-    ) -> Self:
-        """Become the owner of the target, and see what it holds.
-
-        Tables that a former worker has stopped are tried again. Raises `ResyncNeeded` when the position does not belong
-        to ``history``.
-        """
-        owned = await position.take(session, pipeline)
-        refusal = check_history(session.where, owned.history, owned.position, history)
-        if refusal is not None:
-            await position.record_state(session, pipeline, owned.fence, "needs resync")
-            await position.record_error(session, pipeline, str(refusal))
-            raise refusal
-        if owned.history is not None and owned.history.timeline != history.timeline:
-            await position.record_timeline(session, pipeline, owned.fence, history.timeline)
-        states = await table_state.read(session, pipeline)
-        for state in states:
-            if state.state == "stopped" and state.source_name not in stops.current:
-                await table_state.resume(session, pipeline, (state.source_schema, state.source_table))
-        target = cls(session, owned, config, states, stops, metrics, heartbeats)
-        await target.record_state("streaming")
-        return target
-
     @property
     def position(self) -> Lsn:
         """Up to where the target holds everything (tables that differ excepted)."""
@@ -122,6 +90,23 @@ class OwnedTarget:
         """Say in the target, for ``cdc status``, how it is. Raises `FenceLost`."""
         await position.record_state(self._session, self._pipeline, self._fence, state)
         await position.record_error(self._session, self._pipeline, error)
+
+    @asynccontextmanager
+    async def fenced(self) -> AsyncIterator[None]:
+        """A target transaction that moves no position, but that only the owner can commit."""
+        connection = self._session.connection
+        with target_errors("beginning a transaction", self._session.where):
+            await connection.execute("BEGIN")
+        try:
+            yield
+        except BaseException:
+            if not connection.is_closed():
+                with target_errors("rolling back", self._session.where):
+                    await connection.execute("ROLLBACK")
+            raise
+        stay = position.advance_sql(self._pipeline, self._fence, self.position, self.position)
+        with target_errors("committing", self._session.where):
+            await connection.execute(f"{stay}; COMMIT")
 
     # --- applying
 
@@ -294,9 +279,10 @@ class OwnedTarget:
         self._stops.went_on(caught_up)
         self._metrics.position(after)
         if newest is not None:
-            latency = self._heartbeats.age_s(newest.count)
-            if latency is not None:
-                self._metrics.heartbeat_held(age_s=latency, latency_s=latency)
+            latency_s = self._heartbeats.age_s(newest.count)
+            age_s = latency_s if latency_s is not None else self._heartbeats.age_by_source_s(newest.at)
+            if age_s is not None:
+                self._metrics.heartbeat_held(age_s=age_s, latency_s=latency_s)
 
     def _newest_heartbeat(self, marks: Sequence[Mark]) -> Heartbeat | None:
         for mark in reversed(marks):
@@ -322,9 +308,12 @@ class OwnedTarget:
         They are recorded as streaming, behind their target; the stream has to be started anew for them.
         """
         resumed = [stop.table for stop in self._stops.due() if await self._fits_now(stop)]
+        if resumed:
+            async with self.fenced():
+                for table in resumed:
+                    await table_state.resume(self._session, self._pipeline, split(table))
         for table in resumed:
             self._stops.remove(table)
-            await table_state.resume(self._session, self._pipeline, split(table))
             self._metrics.table_resumed(table)
         return resumed
 

@@ -16,6 +16,7 @@ from importlib.metadata import version
 import structlog
 
 from cdc.config import Config
+from cdc.observe import logs
 from cdc.observe.metrics import Metrics
 from cdc.service import http
 from cdc.service.delivery import Delivery
@@ -32,6 +33,7 @@ async def run(config: Config) -> None:
     20 seconds. Raises `ConfigurationError` when the metrics address cannot be listened on.
     """
     stop = asyncio.Event()
+    logs.guard_process(asyncio.get_running_loop())
     with _signals(stop.set), structlog.contextvars.bound_contextvars(pipeline=config.pipeline):
         metrics = Metrics(config.pipeline)
         metrics.worker(version=version("cdc"))

@@ -144,11 +144,18 @@ def _one_each(shape: TableShape, stage: str, known: Sequence[int], low: int, hig
         f"t.{quote(shape.columns[place].name)} = {_as_stored(shape.columns[place], f's.old_{place + 1}')}"
         for place in known
     ]
-    conditions = " AND ".join([_between(low, high), *equal, f"ROW({ours}) OPERATOR(pg_catalog.*=) ROW({theirs})"])
+    conditions = " AND ".join(
+        [_between(low, high), *equal, f"{_record(ours)} OPERATOR(pg_catalog.*=) {_record(theirs)}"]
+    )
     return (
         "SELECT DISTINCT ON (s.ordinal) s.ordinal, t.ctid AS row_id, t.tableoid AS row_table "
         f"FROM {stage} AS s, {shape.sql_name} AS t WHERE {conditions} ORDER BY s.ordinal"
     )
+
+
+def _record(values: str) -> str:
+    """One value of all of them. Without the cast PostgreSQL would compare two rows column by column."""
+    return f"CAST(ROW({values}) AS record)"
 
 
 def _between(low: int, high: int) -> str:
@@ -173,7 +180,7 @@ def _as_stored(column: PlanColumn, value: str) -> str:
 
 
 def _same_key(shape: TableShape, version: str) -> str:
-    """The key's columns equal those of the staged row. (A replica identity holds no NULL.)"""
+    """The key equals that of the staged row. A replica identity holds no NULL."""
     conditions = []
     for place in shape.key:
         column = shape.columns[place]

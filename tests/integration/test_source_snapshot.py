@@ -82,13 +82,18 @@ async def test_hazard_20_the_session_is_kept_busy_and_its_loss_ends_the_block(
 ) -> None:
     monkeypatch.setattr(snapshot, "KEEP_ALIVE_S", 0.05)
     query = "SELECT max(query_start) FROM pg_stat_activity WHERE application_name = 'keeper'"
-    with pytest.raises(SourceUnavailable, match="keep the snapshot"):
+
+    async def work() -> None:
         async with exported_snapshot(source.dsn, slot, temporary=True, application_name="keeper"):
-            first = source.fetchval(query)
-            while source.fetchval(query) == first:
+            seen = {source.fetchval(query)}
+            while len(seen) < 3:
                 await asyncio.sleep(0.02)
+                seen.add(source.fetchval(query))
             source.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'keeper'")
             await asyncio.Event().wait()
+
+    with pytest.raises(SourceUnavailable, match="keep the snapshot"):
+        await work()
 
 
 async def test_hazard_26_a_new_slot_is_read_past_its_start_and_stays_where_it_is(

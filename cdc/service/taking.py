@@ -1,0 +1,95 @@
+"""To take a target: become its owner, and see whether what it holds belongs to what the source is now.
+
+Everything is compared before anything is applied (invariant 5): the target's position with the source's history, and
+each table's own position with what the slot still has. What a former worker left stopped is tried again, because a
+restart is what people do after mending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from cdc.config import TargetConfig
+from cdc.observe.metrics import TargetMetrics
+from cdc.routing.router import route_of
+from cdc.service.heartbeats import Heartbeats
+from cdc.service.owned_target import OwnedTarget
+from cdc.service.stops import Stops
+from cdc.target import position, table_state
+from cdc.target.history import SourceHistory, check_history
+from cdc.target.position import Ownership
+from cdc.target.session import Session
+from cdc.target.table_state import TableState
+
+_log = structlog.get_logger(__name__)
+
+
+async def take(
+    session: Session,
+    pipeline: str,
+    config: TargetConfig,
+    history: SourceHistory,
+    *,
+    stops: Stops,
+    metrics: TargetMetrics,
+    heartbeats: Heartbeats,
+) -> OwnedTarget:
+    """Become the owner of the target, and see what it holds.
+
+    Raises `ResyncNeeded` when the position does not belong to ``history``; the target's row says so, too.
+    """
+    owned = await position.take(session, pipeline)
+    refusal = check_history(session.where, owned.history, owned.position, history)
+    if refusal is not None:
+        await position.record_state(session, pipeline, owned.fence, "needs resync")
+        await position.record_error(session, pipeline, str(refusal))
+        raise refusal
+    if owned.history is not None and owned.history.timeline != history.timeline:
+        await position.record_timeline(session, pipeline, owned.fence, history.timeline)
+    loaded = [state for state in await table_state.read(session, pipeline) if state.state != "copying"]
+    cut_off = [state for state in loaded if _is_cut_off(state, owned, history)]
+    reachable = [state for state in loaded if state not in cut_off]
+    target = OwnedTarget(session, owned, config, reachable, stops=stops, metrics=metrics, heartbeats=heartbeats)
+    resumed = [state for state in reachable if state.state == "stopped" and state.source_name not in stops.current]
+    if resumed or cut_off:
+        async with target.fenced():
+            for state in resumed:
+                await table_state.resume(session, pipeline, (state.source_schema, state.source_table))
+            await _stop_cut_off(session, pipeline, config, cut_off, metrics)
+    await target.record_state("streaming")
+    await _show_lag(session, pipeline, metrics, heartbeats)
+    return target
+
+
+def _is_cut_off(state: TableState, owned: Ownership, history: SourceHistory) -> bool:
+    """Whether a table stands where the slot no longer reaches: the server would silently start later."""
+    if state.position is None or owned.position is None or history.confirmed_lsn is None:
+        return False
+    return state.position < min(owned.position, history.confirmed_lsn)
+
+
+async def _stop_cut_off(
+    session: Session, pipeline: str, config: TargetConfig, tables: Sequence[TableState], metrics: TargetMetrics
+) -> None:
+    for state in tables:
+        route = route_of(config, state.source_schema, state.source_table)
+        if route is None or state.position is None:
+            continue
+        reason = (
+            f"{session.where}: table {state.target_name} stands at {state.position}, and the slot no longer has what "
+            "it lacks: load it again."
+        )
+        metrics.table_stopped(state.source_name, "cut_off")
+        _log.error("table stopped", table=state.source_name, reason=reason)
+        await table_state.stop(session, pipeline, route, position=state.position, reason=reason)
+
+
+async def _show_lag(session: Session, pipeline: str, metrics: TargetMetrics, heartbeats: Heartbeats) -> None:
+    """Show how late the target is from the start, before it holds a heartbeat of this worker's."""
+    state = await position.read(session, pipeline)
+    if state is not None and state.heartbeat_at is not None:
+        age_s = heartbeats.age_by_source_s(state.heartbeat_at)
+        if age_s is not None:
+            metrics.heartbeat_held(age_s=age_s)

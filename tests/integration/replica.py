@@ -1,0 +1,119 @@
+"""A source, a target, and the applier between them, without a lane: what the source did is recorded and applied at will.
+
+`Replica.deliver` takes everything that the source has committed since the last time as one batch, in one target
+transaction, and fails the test unless every routed table is then equal on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from cdc.changes.accumulator import Accumulator, UnknownTypes
+from cdc.changes.relation import Relation
+from cdc.changes.transaction import Part
+from cdc.identifiers import quote, quote_qualified
+from cdc.routing.route import Route
+from cdc.source.catalog import describe_types
+from cdc.source.connection import connect as connect_source
+from cdc.target.applier import Applied, Applier, Holds
+from cdc.target.session import Session, connect
+from cdc.target.table_plan import TablePlan
+from tests.database import Database
+
+PUBLICATION = "everything"
+SLOT = "recorded"
+
+
+@dataclass
+class Replica:
+    """``routes`` default to every table that the stream mentions, under its own name, with all columns."""
+
+    source: Database
+    target: Database
+    session: Session
+    applier: Applier
+    accumulator: Accumulator
+    routes: Sequence[Route] = ()
+    binary: bool = True
+    plans: dict[Relation, TablePlan] = field(default_factory=dict)
+
+    async def record(self) -> list[Part]:
+        """What the source has committed since the last time."""
+        messages: Sequence[bytes] = self.source.changes(SLOT, [PUBLICATION], binary=self.binary)
+        while messages:
+            try:
+                self.accumulator.feed(messages)
+                break
+            except UnknownTypes as unknown:
+                connection = await connect_source(self.source.dsn, application_name="tests")
+                async with connection:
+                    self.accumulator.learn(await describe_types(connection, unknown.keys), unknown.keys)
+                messages = unknown.remaining
+        return self.accumulator.take()
+
+    async def apply(self, parts: Sequence[Part], *, holds: Holds | None = None) -> Applied:
+        """Apply parts as one batch in one transaction."""
+        for part in parts:
+            for relation in part.relations:
+                route = self.route_of(relation)
+                if relation not in self.plans and route is not None:
+                    self.plans[relation] = await self.applier.plan(relation, route)
+        await self.applier.prepare(self.plans)
+        async with self.session.connection.transaction():
+            return await self.applier.apply(parts, self.plans, holds)
+
+    async def deliver(self, *, compare: bool = True) -> Applied:
+        """Record, apply, and compare."""
+        parts = await self.record()
+        applied = await self.apply(parts)
+        if compare:
+            for relation in {relation for part in parts for relation in part.relations}:
+                self.assert_equal(relation)
+        return applied
+
+    def route_of(self, relation: Relation) -> Route | None:
+        """The route of a relation."""
+        if not self.routes:
+            return Route(relation.schema, relation.name, relation.schema, relation.name)
+        return next((r for r in self.routes if r.source_name == relation.qualified_name), None)
+
+    def assert_equal(self, relation: Relation) -> None:
+        """Both sides hold the same rows: byte by byte, as their text."""
+        route = self.route_of(relation)
+        if route is None:
+            return
+        names = [(c.name, route.target_column(c.name)) for c in relation.columns]
+        pairs = [(source, target) for source, target in names if target is not None]
+        here = ", ".join(f"{quote(name)}::text" for name, _ in pairs)
+        there = ", ".join(f"{quote(name)}::text" for _, name in pairs)
+        expected = self.source.fetch(f"SELECT {here} FROM {quote_qualified(relation.schema, relation.name)}")
+        found = self.target.fetch(f"SELECT {there} FROM {quote_qualified(route.target_schema, route.target_table)}")
+        assert sorted(found, key=repr) == sorted(expected, key=repr)
+
+
+async def open_replica(
+    source: Database,
+    target: Database,
+    source_ddl: str,
+    target_ddl: str | None = None,
+    *,
+    routes: Sequence[Route] = (),
+    follows: bool = True,
+    triggers_fire: bool = False,
+    binary: bool = True,
+    role: str | None = None,
+) -> Replica:
+    """Create tables on both sides (the same ones by default), and a slot that sees what comes after."""
+    source.execute(source_ddl)
+    target.execute(source_ddl if target_ddl is None else target_ddl)
+    source.execute(f"CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES")
+    source.create_slot(SLOT)
+    session = await connect(
+        target.dsn if role is None else target.dsn_as(role), application_name="tests", target="warehouse"
+    )
+    if triggers_fire:
+        await session.connection.execute("SET session_replication_role = origin")
+        session = replace(session, triggers_disabled=False)
+    applier = Applier(session, "warehouse", follows=follows, routes=routes)
+    return Replica(source, target, session, applier, Accumulator(), routes, binary)
+
