@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 
 import structlog
 
@@ -208,9 +209,19 @@ class Delivery:
             if self._has_lost_parts:
                 restart(f"target {self.name} is back, and needs the rest of a large transaction")
                 return
-            await self._apply_until_closed(owned, restart)
+            try:
+                await self._apply_until_closed(owned, restart)
+            except CdcError as error:
+                if not isinstance(error, FenceLost):
+                    await self._record(owned, error)
+                raise
         finally:
             await session.close()
+
+    async def _record(self, owned: OwnedTarget, error: CdcError) -> None:
+        """Say in the target what went wrong, where that is possible: ``cdc status`` reads it there."""
+        with suppress(CdcError):
+            await owned.record_state("stopped" if isinstance(error, TerminalError) else "streaming", str(error))
 
     async def _apply_until_closed(self, owned: OwnedTarget, restart: Callable[[str], None]) -> None:
         self.is_taken = True
@@ -281,7 +292,6 @@ class Delivery:
             return
         before = [part for part in self._batch if part.commit_lsn < error.commit_lsn]
         if not before or self._has_lost_parts:
-            await owned.record_state("stopped", str(error))
             raise error
         self.queue.put_back(self._batch[len(before) :])
         self._batch = before

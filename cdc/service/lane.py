@@ -93,8 +93,21 @@ class Lane:
 
     async def run(self) -> None:
         """Stream until ``stop`` is set; whatever happens meanwhile is logged, counted and tried again."""
+        async with asyncio.TaskGroup() as tasks:
+            streams = tasks.create_task(self._stream_until_stopped())
+            stopping = tasks.create_task(self._stop_waiting(streams))
+            await asyncio.wait([streams])
+            stopping.cancel()
+
+    async def _stream_until_stopped(self) -> None:
         while not self._stop.is_set():
             await until_done(self._stream_once, backoff=self._backoff, on_failure=self._failed, stop=self._stop)
+
+    async def _stop_waiting(self, streams: asyncio.Task[None]) -> None:
+        """A stream ends in good order by itself; waiting for a source that does not answer ends at once."""
+        await self._stop.wait()
+        if not self.is_streaming:
+            streams.cancel()
 
     def restart(self, reason: str) -> None:
         """End this stream in good order and begin another: somebody needs what the slot still has."""
@@ -111,7 +124,7 @@ class Lane:
         level = _log.info if isinstance(error, SlotInUse) else _log.warning
         level("no stream", reason=str(error), sql=error.sql, again_in_s=round(wait_s, 1))
 
-    def _end(self, why: BaseException) -> None:
+    def _end(self, why: BaseException | None) -> None:
         if not self._ended.is_set():
             self._why = why
             self._ended.set()
@@ -185,7 +198,8 @@ class Lane:
                 tasks.create_task(self._guard(delivery.run(history, self.restart, self.wake)))
                 for delivery in self._deliveries
             ]
-            await self._until_ended()
+            helpers.append(tasks.create_task(self._end_on_stop()))
+            await self._ended.wait()
             receiving.cancel()
             for delivery in self._deliveries:
                 delivery.close()
@@ -206,13 +220,9 @@ class Lane:
         except CdcError as error:
             self._end(error)
 
-    async def _until_ended(self) -> None:
-        waiters = [asyncio.ensure_future(event.wait()) for event in (self._ended, self._stop)]
-        try:
-            await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for waiter in waiters:
-                waiter.cancel()
+    async def _end_on_stop(self) -> None:
+        await self._stop.wait()
+        self._end(None)
 
     async def _history(
         self, catalog: Connection, system: System, switches: Sequence[tuple[int, Lsn]], slot: Slot
