@@ -9,14 +9,8 @@ libpq does the talking (TLS, SCRAM, keepalives), without ever blocking the event
 in its own buffer, so the order is always: take the frames that are there, read the socket, and wait only when both are
 empty. Back-pressure is not calling `receive`: then TCP holds the server back.
 
-Two errors of the stream have a type of their own, because a caller can do something about them:
-
-::
-
-    TerminalError
-     ├─ BinaryRefused         some value has no binary form: start again with ``binary=False`` (hazard 25)
-     └─ ResyncNeeded
-         └─ StreamPoisoned    the slot can never be decoded: only another slot helps (hazards 24 and 26)
+What a stream fails with is told apart by type: `BinaryRefused` and `StreamPoisoned` (`cdc.source.stream_errors`) are
+the two that a caller can do something about.
 
 The source of protocol facts is PostgreSQL's manual, chapters "Streaming Replication Protocol" and "Logical Streaming
 Replication Protocol".
@@ -34,12 +28,22 @@ from typing import Literal, Self
 import psycopg
 from psycopg import pq
 
-from cdc.errors import CdcError, ResyncNeeded, ServerError, SetupError, SourceUnavailable, TerminalError
+from cdc.errors import CdcError, ServerError, SetupError, SourceUnavailable
 from cdc.identifiers import quote
 from cdc.lsn import INVALID_LSN, Lsn
 from cdc.pgoutput.framing import EPOCH_UNIX_US, standby_status_update
 from cdc.source.connection import Connection, connect_walsender, explain, place, server_error, source_errors
 from cdc.source.slot import PLUGIN, read_slot, refusal
+from cdc.source.stream_errors import BinaryRefused, StreamPoisoned, error_of, explain_end, missing_publication
+
+__all__ = [
+    "BinaryRefused",
+    "CreatedSlot",
+    "ReplicationConnection",
+    "StreamPoisoned",
+    "System",
+    "parse_timeline_history",
+]
 
 MAX_RECEIVE_BYTES = 1 << 20
 MAX_RECEIVE_FRAMES = 4_000
@@ -47,18 +51,6 @@ MAX_RECEIVE_FRAMES = 4_000
 
 _PROTOCOL_VERSION = 1
 """Version 1 sends whole committed transactions, in commit order; later versions add what `cdc` does not ask for."""
-
-
-_UNMAPPED = re.compile(rb"could not map file(node|number)")
-"""An internal error of the server (XX000), which is never translated to another language."""
-
-
-class BinaryRefused(TerminalError):
-    """A value in the stream has no binary form: start again with text values."""
-
-
-class StreamPoisoned(ResyncNeeded):
-    """The slot can never be decoded: only another slot helps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +85,8 @@ class ReplicationConnection:
         self._slot = ""
         self._has_more = False
         self._has_ended = False
+        self._warning: ServerError | None = None
+        connection.add_notice_handler(self._notice)
 
     @classmethod
     async def open(cls, dsn: str, application_name: str) -> Self:
@@ -204,7 +198,7 @@ class ReplicationConnection:
         """Begin to stream. With ``start`` older than what the slot confirmed, the server silently starts there.
 
         Raises `SlotInUse` while another session streams from it, `ResyncNeeded` when the slot is missing or lost.
-        (That a publication is missing shows only later, from `receive`, and on PostgreSQL 18 not at all: look first.)
+        (That a publication is missing shows only later, from `receive`.)
         """
         names = ", ".join(quote(name) for name in publications).replace("'", "''")
         options = [f"proto_version '{_PROTOCOL_VERSION}'", f"publication_names '{names}'"]
@@ -220,7 +214,7 @@ class ReplicationConnection:
             raise explain(None, f"stream from the slot {slot}") from None
         if result is not None and result.status == pq.ExecStatus.COPY_BOTH:
             return
-        server = _error_of(result)
+        server = error_of(result)
         while result is not None:
             result = await self._result()
         raise await self._explain_start(server, slot)
@@ -260,9 +254,20 @@ class ReplicationConnection:
             # Frames that came before the connection broke are still good; the next call meets the error again.
             if not frames:
                 raise explain(None, f"stream from the slot {self._slot}") from None
+        if self._warning is not None:
+            raise missing_publication(self._warning, self._slot)
         if frames:
             return frames
         raise await self._explain_end()
+
+    def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Take note of the warning by which PostgreSQL 18 passes over a publication that it does not find.
+
+        It sends nothing of that publication and goes on; older servers end the stream. Frames that come with the
+        warning are not handed over, so that nothing behind it is ever acknowledged.
+        """
+        if notice.severity_nonlocalized == "WARNING" and notice.sqlstate == "55000":
+            self._warning = ServerError(notice.sqlstate)
 
     def _take(self, frames: list[bytes]) -> None:
         """Move frames out of libpq's buffer, as many as one `receive` hands over."""
@@ -283,42 +288,13 @@ class ReplicationConnection:
         self._has_more = True
 
     async def _explain_end(self) -> CdcError:
+        results = []
         try:
-            server = None
             while (result := await self._result()) is not None:
-                server = _error_of(result) or server
-                if server is not None and _UNMAPPED.search(result.error_message):
-                    return StreamPoisoned(
-                        f"the slot {self._slot} can never be decoded: a table got new storage while the slot was being "
-                        f"created; drop it and bootstrap again",
-                        sql=f"SELECT pg_drop_replication_slot('{self._slot}');",
-                        server=server,
-                    )
+                results.append(result)
         except psycopg.Error:
             return explain(None, f"stream from the slot {self._slot}")
-        return self._explain_stream(server)
-
-    def _explain_stream(self, server: ServerError | None) -> CdcError:
-        state = server.sqlstate if server else None
-        if state == "42704":
-            return StreamPoisoned(
-                f"a publication that the slot {self._slot} streams does not exist on the source, or did not when the "
-                f"WAL that it reads now was written: run `cdc setup`; if that does not help, the publication was "
-                f"dropped and created again, and the targets have to be bootstrapped again",
-                server=server,
-            )
-        if state == "42883":
-            return BinaryRefused(
-                f"a value in the stream of slot {self._slot} has no binary form (a type without a send function): "
-                f"stream with text values",
-                server=server,
-            )
-        if state == "58P01":
-            return ResyncNeeded(
-                f"the source has no longer the WAL that the slot {self._slot} needs: bootstrap the targets again",
-                server=server,
-            )
-        return explain(server, f"stream from the slot {self._slot}")
+        return explain_end(results, self._slot)
 
     async def send_status(self, write: Lsn, flush: Lsn, apply: Lsn, *, reply_requested: bool = False) -> None:
         """Tell the server how far everything is received, durable and visible; it may forget what is before ``flush``.
@@ -376,26 +352,3 @@ def parse_timeline_history(text: str) -> list[tuple[int, Lsn]]:
 def _wake(ready: asyncio.Future[None]) -> None:
     if not ready.done():
         ready.set_result(None)
-
-
-def _error_of(result: pq.abc.PGresult | None) -> ServerError | None:
-    """What a failed result may tell: its SQLSTATE and names."""
-    if result is None:
-        return None
-    fields = pq.DiagnosticField
-
-    def field(which: pq.DiagnosticField) -> str | None:
-        value = result.error_field(which)
-        return value.decode("utf-8", "replace") if value else None
-
-    state = field(fields.SQLSTATE)
-    if state is None:
-        return None
-    return ServerError(
-        state,
-        field(fields.SCHEMA_NAME),
-        field(fields.TABLE_NAME),
-        field(fields.COLUMN_NAME),
-        field(fields.CONSTRAINT_NAME),
-        field(fields.DATATYPE_NAME),
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from cdc.changes.transaction import Part
 from cdc.lsn import Lsn
@@ -63,7 +64,8 @@ async def test_a_full_queue_has_room_again_once_something_is_taken() -> None:
 
 async def test_news_arrive_as_a_part_as_a_note_and_as_the_end() -> None:
     queue = PartQueue(20)
-    for event in (lambda: queue.put(part(1)), lambda: queue.note(Lsn(9)), queue.close):
+    events: list[Callable[[], None]] = [lambda: queue.put(part(1)), lambda: queue.note(Lsn(9)), queue.close]
+    for event in events:
         queue.clear()
         waiting = asyncio.ensure_future(queue.wait_for_news())
         await asyncio.sleep(0)
