@@ -1,9 +1,9 @@
 """`cdc bootstrap --from none`: targets that already hold everything join the stream, and no row is copied.
 
 For targets that were loaded some other way while nobody wrote to the source, or for tables that are empty on purpose.
-The slot is created; where it starts is the targets' position, and every routed table is recorded as consistent from there.
-Nothing is compared: what was written to the source between the load of a target and the slot's start is missing there
-for good, and the summary says so. The first update of such a row stops its table.
+The slot is created; where it starts is the targets' position, and every routed table is recorded as consistent from
+there. Nothing is compared: what was written to the source between the load of a target and the slot's start is missing
+there for good, and the summary says so. The first update of such a row stops its table.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _refuse_half_copied(run: Run) -> None:
 
 
 async def _assume(run: Run, snapshot: Snapshot) -> None:
-    """Record every table that is not recorded yet as consistent from the snapshot's LSN, each target in one transaction."""
+    """Record every table that is not recorded yet as consistent from the snapshot's LSN; one transaction a target."""
     lsn = snapshot.consistent_point
     for loading in run.loadings.values():
         loads = loading.remaining()
@@ -65,6 +65,6 @@ async def _assume(run: Run, snapshot: Snapshot) -> None:
                         await mark_streaming(session, run.config.pipeline, route, consistent_from=lsn)
                 await hold_fence(session.connection, loading.access)
         run.warnings.append(
-            f"target {loading.name}: {len(loads)} tables are taken to hold what the source held at {lsn}; whatever was "
-            f"written to the source between their load and then is missing and will not be replicated"
+            f"target {loading.name}: what {len(loads)} of its tables hold is taken for what the source held at {lsn}; "
+            f"whatever was written to the source between their load and then is missing and will not be replicated"
         )

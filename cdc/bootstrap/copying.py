@@ -32,16 +32,16 @@ from cdc.source import connection as source
 from cdc.target import session as target
 
 LOCK_TIMEOUT_S = 10
-"""How long a copy waits for its table's ACCESS SHARE lock. It holds nothing meanwhile, but a queue behind a DDL statement is
-no place to stay for hours: the try ends, and the next one begins after a jittered wait."""
+"""How long a copy waits for its table's ACCESS SHARE lock. It holds nothing meanwhile, but a queue behind a DDL
+statement is no place to stay for hours: the try ends, and the next one begins after a jittered wait."""
 
 TRIES = 30
-"""How often a range is tried before the run gives up. Waits grow to half a minute, so this outlasts a restart, a fail-over
-or a long migration (about ten minutes), and a run that gave up resumes with the tables that remain."""
+"""How often a range is tried before the run gives up. Waits grow to half a minute, so this outlasts a restart, a
+fail-over or a long migration (about ten minutes), and a run that gave up resumes with the tables that remain."""
 
 
 class SnapshotTooOld(Exception):
-    """The table cannot be read through this snapshot: it was rewritten, emptied or changed since, or the snapshot is gone.
+    """The table cannot be read through this snapshot: it was rewritten or changed since, or the snapshot is gone.
 
     Never leaves this package.
     """
@@ -187,7 +187,7 @@ class Job:
 
 
 async def hold_fence(connection: asyncpg.Connection, access: TargetAccess) -> None:
-    """Make sure that the target is ours until the transaction that is open on ``connection`` ends. Raises `FenceLost`."""
+    """Keep the target ours until the transaction that is open on ``connection`` ends. Raises `FenceLost`."""
     if await connection.fetchrow(statements.load("target", "copy_hold_fence"), access.pipeline, access.fence) is None:
         raise FenceLost(f"target {access.name} was taken by another worker or bootstrap; this one ends")
 

@@ -18,8 +18,8 @@ from cdc.errors import SourceUnavailable
 from cdc.source.connection import Connection, connect, source_errors
 
 INTERVAL_S = 1.0
-"""How long somebody may wait for a copy of ours before it is noticed. ``pg_blocking_pids`` briefly holds all of the lock
-manager's locks, so it is asked rarely, and only for sessions that do wait."""
+"""How long somebody may wait for a copy of ours before it is noticed. ``pg_blocking_pids`` briefly holds all of the
+lock manager's locks, so it is asked rarely, and only for sessions that do wait."""
 
 
 class Copies:

@@ -1,8 +1,8 @@
 """What a table gets once its rows are there: the source's other indexes, and statistics for the planner.
 
-Only tables that `cdc` created on a target whose schema follows get indexes, and only those whose every column is routed.
-The snapshots were exact, so unique indexes hold at once. An index that cannot be built (a function that the target
-lacks, a full disk) stops nothing: the rows are complete without it, and the operator gets its SQL.
+Only tables that `cdc` created on a target whose schema follows get indexes, and only those whose every column is
+routed. The snapshots were exact, so unique indexes hold at once. An index that cannot be built (a function that the
+target lacks, a full disk) stops nothing: the rows are complete without it, and the operator gets its SQL.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def indexes_for(route: Route, indexes: Sequence[SourceIndex]) -> list[SourceInde
     return [
         index
         for index in indexes
-        if index.is_valid and not index.is_primary and all(route.target_column(name) is not None for name in index.reads)
+        if index.is_valid
+        and not index.is_primary
+        and all(route.target_column(name) is not None for name in index.reads)
     ]
 
 
@@ -57,7 +59,7 @@ async def build_indexes(
     connection: Connection,
     say: Callable[[str], None],
 ) -> list[str]:
-    """Build what is missing, ``len(jobs)`` at a time; returns a warning with its SQL for each that could not be built."""
+    """Build what is missing, one at a time on each job; returns a warning, SQL included, for each that failed."""
     found: dict[str, list[SourceIndex]] = {}
     builds: deque[_Build] = deque()
     for loading in loadings.values():
@@ -82,8 +84,8 @@ async def build_indexes(
                 raise
             except CdcError as error:
                 warnings.append(
-                    f"target {build.access.name}: an index of {build.route.target_name} could not be built, and is left "
-                    f"out ({error}) {build.sql}"
+                    f"target {build.access.name}: an index of {build.route.target_name} could not be built, and is "
+                    f"left out ({error}) {build.sql}"
                 )
 
     await in_parallel(labour(job) for job in jobs)
@@ -91,7 +93,7 @@ async def build_indexes(
 
 
 async def analyze(jobs: Sequence[Job], tables: Sequence[tuple[TargetAccess, str]]) -> None:
-    """Collect statistics of tables, each a target and a quoted name. What our role may not analyze the server leaves out."""
+    """Collect statistics of tables, each a target and a quoted name; the server leaves out what our role may not."""
     waiting = deque(tables)
 
     async def labour(job: Job) -> None:

@@ -1,16 +1,17 @@
 """`cdc bootstrap --from live`: all targets of a pipeline, from the live source, joined to the stream without a gap.
 
-The slot's start is an LSN and, exported with it, a snapshot that shows exactly what was committed before. Every table is
-copied from such a snapshot, and recorded with its LSN (``consistent_from``): the worker applies what was committed
+The slot's start is an LSN and, exported with it, a snapshot that shows exactly what was committed before. Every table
+is copied from such a snapshot, and recorded with its LSN (``consistent_from``): the worker applies what was committed
 afterwards, and nothing else. So nothing is missing and nothing comes twice, whatever is written meanwhile.
 
-The copy goes in rounds. A round has one snapshot; the first one that of the new slot, each later one that of a temporary
-slot. What a round cannot finish (a table that was rewritten after the snapshot, the snapshot's session lost) is left to
-the next. A run that was killed left tables that are recorded as complete, and others: the next run begins with these.
+The copy goes in rounds. A round has one snapshot; the first one that of the new slot, each later one that of a
+temporary slot. What a round cannot finish (a table that was rewritten after the snapshot, the snapshot's session lost)
+is left to the next. A run that was killed left tables that are recorded as complete, and others: the next run begins
+with these.
 
 Durable at each moment is what the targets record: their position (written once the slot exists, before the first row),
-and the state of each table, which becomes ``streaming`` in the transaction that gives it its primary key. A worker and a
-bootstrap exclude each other: this one refuses while the slot is in use, and takes every target (the fence).
+and the state of each table, which becomes ``streaming`` in the transaction that gives it its primary key. A worker and
+a bootstrap exclude each other: this one refuses while the slot is in use, and takes every target (the fence).
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from cdc.identifiers import quote_qualified
 from cdc.source.snapshot import Snapshot
 
 JOBS = 4
-"""Copies at the same time. Two cores are busy with two of them; twice that covers their waits, and takes five connections
-of the source at most besides the walsender's."""
+"""Copies at the same time. Two cores are busy with two of them; twice that covers their waits, and takes five
+connections of the source at most besides the walsender's."""
 
 ROUNDS_WITHOUT_PROGRESS = 5
 """After so many rounds in a row that finished no table somebody rewrites them faster than they are copied."""
@@ -89,8 +90,8 @@ async def _to_the_end(run: Run, jobs: Sequence[Job], range_bytes: int) -> None:
         fruitless = 0 if run.works_done() > before else fruitless + 1
         if fruitless > ROUNDS_WITHOUT_PROGRESS and run.has_work():
             raise SourceUnavailable(
-                "tables of the source are rewritten or emptied faster than they can be copied; run `cdc bootstrap` again "
-                "when that is over: it goes on with the tables that remain"
+                "tables of the source are rewritten or emptied faster than they can be copied; run `cdc bootstrap` "
+                "again when that is over: it goes on with the tables that remain"
             )
     await _finish(run, jobs)
 
@@ -115,9 +116,7 @@ async def _copy(run: Run, jobs: Sequence[Job], snapshot: Snapshot, range_bytes: 
 
     await in_parallel(prepare(loading) for loading in run.loadings.values())
     order_by_references(works)
-    await copy_round(
-        jobs, works, snapshot=snapshot.name, range_bytes=range_bytes, finish=finish, progress=run.progress
-    )
+    await copy_round(jobs, works, snapshot=snapshot.name, range_bytes=range_bytes, finish=finish, progress=run.progress)
 
 
 async def _finish(run: Run, jobs: Sequence[Job]) -> None:

@@ -1,7 +1,7 @@
 """What is to be copied: which columns of a source table go where, and how they travel. Pure.
 
-A column passes in PostgreSQL's binary format as it is wherever both sides read the same bytes. Where an owned target has
-another type, the source casts to it before it sends; the cast names the type without its length or precision, which
+A column passes in PostgreSQL's binary format as it is wherever both sides read the same bytes. Where an owned target
+has another type, the source casts to it before it sends; the cast names the type without its length or precision, which
 the target's COPY applies as an assignment would: what is too long is refused, not cut. One column whose type has no
 binary form makes its table travel as text. What cannot be written at all is refused by the same plan that the stream's
 rows go by (`cdc.target.table_plan`). Only columns that the route names are in the statement: what a target must not get
@@ -29,8 +29,8 @@ class TableCopy:
     """One source table into one target table.
 
     ``expressions`` are SQL, one per column of ``target_columns``, in their order. ``references`` are the tables, schema
-    and name, that foreign keys of the target's table point to, as far as they fire. ``pages`` and ``total_bytes`` (TOAST
-    included) measure the source table.
+    and name, that foreign keys of the target's table point to, as far as they fire. ``pages`` and ``total_bytes``
+    (TOAST included) measure the source table.
     """
 
     route: Route

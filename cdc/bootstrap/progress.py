@@ -104,19 +104,23 @@ class LogLines:
 
 
 class ProgressBars:
-    """A `Progress` for a terminal: one bar per table that is being copied, one per target. Use as a context manager."""
+    """A `Progress` for a terminal: a bar for each target, and one for each table that takes long. A context manager.
+
+    A table takes long when it has more than one range; a hundred bars of tables that are done at once would hide them.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self._bars = Bars(
             TextColumn("{task.fields[target]:<12}"),
-            TextColumn("{task.fields[table]}"),
+            TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[rows]:>14,} rows {task.fields[size]:>12}"),
+            TextColumn("{task.fields[rows]:>14,} rows {task.fields[size]:>10}"),
             TimeElapsedColumn(),
             console=console or Console(stderr=True),
         )
-        self._tables: dict[tuple[str, str], TaskID] = {}
         self._targets: dict[str, TaskID] = {}
+        self._tables: dict[tuple[str, str], TaskID] = {}
+        self._ranges: dict[tuple[str, str], int] = {}
         self._counts: dict[TaskID, _Count] = {}
 
     def __enter__(self) -> Self:
@@ -129,48 +133,52 @@ class ProgressBars:
         self._bars.stop()
 
     def begin(self, target: str, table: str, ranges: int) -> None:
-        """Show a bar for the table."""
+        """Show the target's bar, one table longer; a table that begins anew starts from nothing."""
         if target not in self._targets:
-            self._targets[target] = self._bar(target, "(all tables)", 0)
-        known = self._tables.pop((target, table), None)
-        if known is None:
-            self._grow(self._targets[target])
-        else:
-            self._bars.remove_task(known)
-        self._tables[target, table] = self._bar(target, table, ranges)
+            self._targets[target] = self._bar(target, "tables", 0)
+        count = self._counts[self._targets[target]]
+        count.tables_begun.add(table)
+        self._bars.update(self._targets[target], total=len(count.tables_begun))
+        self._remove(target, table)
+        self._ranges[target, table] = ranges
 
     def copied(self, target: str, table: str, rows: int, size: int) -> None:
         """Move the table's bar by one range."""
-        for bar, steps in ((self._tables[target, table], 1), (self._targets[target], 0)):
-            count = self._counts[bar]
-            count.rows += rows
-            count.size += size
-            self._bars.update(bar, advance=steps, rows=count.rows, size=human_bytes(count.size))
+        if self._ranges[target, table] > 1 and (target, table) not in self._tables:
+            self._tables[target, table] = self._bar(target, table, self._ranges[target, table])
+        for bar, steps in ((self._tables.get((target, table)), 1), (self._targets[target], 0)):
+            if bar is not None:
+                count = self._counts[bar]
+                count.rows += rows
+                count.size += size
+                self._bars.update(bar, advance=steps, rows=count.rows, size=human_bytes(count.size))
 
     def finish(self, target: str, table: str) -> None:
         """Take the table's bar away, and move the target's."""
-        self._bars.remove_task(self._tables.pop((target, table)))
+        self._remove(target, table)
         self._bars.update(self._targets[target], advance=1)
 
     def say(self, message: str) -> None:
         """Print the sentence above the bars."""
         self._bars.console.print(message, markup=False, highlight=False)
 
-    def _bar(self, target: str, table: str, total: int) -> TaskID:
-        bar = self._bars.add_task("", total=total, target=target, table=table, rows=0, size="")
+    def _bar(self, target: str, description: str, total: int) -> TaskID:
+        bar = self._bars.add_task(description, total=total, target=target, rows=0, size="")
         self._counts[bar] = _Count()
         return bar
 
-    def _grow(self, bar: TaskID) -> None:
-        total = next(task.total for task in self._bars.tasks if task.id == bar)
-        self._bars.update(bar, total=(total or 0) + 1)
+    def _remove(self, target: str, table: str) -> None:
+        bar = self._tables.pop((target, table), None)
+        if bar is not None:
+            self._bars.remove_task(bar)
 
 
 @dataclass(frozen=True, slots=True)
 class TargetSummary:
-    """What a bootstrap did for one target. ``consistent_lsn`` is the LSN past which the target equals its part of the source.
+    """What a bootstrap did for one target, which equals its part of the source past ``consistent_lsn``.
 
-    ``tables``, ``rows`` and ``size`` (bytes) count what this run copied; a run that resumed did not copy the rest again.
+    ``tables``, ``rows`` and ``size`` (bytes) count what this run copied; a run that resumed did not copy the rest
+    again.
     """
 
     target: str
@@ -182,14 +190,14 @@ class TargetSummary:
 
     def __str__(self) -> str:
         return (
-            f"{self.target}: {self.tables:,} tables, {self.rows:,} rows, {human_bytes(self.size)} copied in "
-            f"{self.seconds:.1f} s; consistent from {self.consistent_lsn} on."
+            f"{self.target}: {_count(self.tables, 'table')}, {_count(self.rows, 'row')}, {human_bytes(self.size)} copied "
+            f"in {self.seconds:.1f} s; consistent from {self.consistent_lsn} on."
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a bootstrap did: a sentence per target, and what the operator should look at (each a sentence, SQL included)."""
+    """What a bootstrap did: a sentence per target, and what the operator should look at, SQL included."""
 
     targets: Mapping[str, TargetSummary]
     warnings: tuple[str, ...] = ()
@@ -205,3 +213,7 @@ def human_bytes(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

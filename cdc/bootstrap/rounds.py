@@ -54,7 +54,7 @@ async def copy_round(
     finish: Finish,
     progress: Progress,
 ) -> list[Work]:
-    """Copy and finish every work; returns those that need a newer snapshot. The first error ends all jobs, and is raised."""
+    """Copy and finish every work; returns those that need a newer snapshot. The first error ends all jobs."""
     queue = _Queue(works, range_bytes, progress)
 
     async def labour(job: Job) -> None:

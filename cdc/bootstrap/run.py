@@ -156,7 +156,10 @@ async def open_run(config: Config, progress: Progress, stack: AsyncExitStack, *,
         source = await start.read_source(config, connection, name)
         loadings = await open_targets(
             config,
-            {to: tuple(route for route in of_target if route.source_name in sources) for to, of_target in routes.items()},
+            {
+                target: tuple(route for route in of_target if route.source_name in sources)
+                for target, of_target in routes.items()
+            },
             stack,
         )
         refuse_other_histories(loadings, source.for_comparison(config.source.slot))

@@ -19,23 +19,24 @@ from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 from cdc.config import Config
-from cdc.errors import ConfigurationError, ResyncNeeded, SetupError, SlotInUse, SourceUnavailable
+from cdc.errors import ResyncNeeded, SetupError, SlotInUse, SourceUnavailable
 from cdc.identifiers import quote_literal
 from cdc.lsn import Lsn
 from cdc.source import heartbeat, publication
 from cdc.source.catalog import SourceTable
 from cdc.source.connection import Connection, connect, place
-from cdc.source.replication import BinaryRefused, ReplicationConnection, StreamPoisoned, System
+from cdc.source.replication import ReplicationConnection, System
 from cdc.source.slot import Slot, drop_slot, read_slot, refusal
 from cdc.source.snapshot import Snapshot, exported_snapshot, read_past_start
+from cdc.source.stream_errors import BinaryRefused, StreamPoisoned
 from cdc.target.history import History, SourceHistory
 
 SLOT_TRIES = 5
-"""How many slots in a row may turn out not to be decodable (hazard 26, seen once in years) before that is not chance."""
+"""How many slots in a row may turn out not to be decodable (hazard 26, seen once) before that is not chance."""
 
 RELEASE_TIMEOUT_S = 5.0
-"""How long a slot may still be in use after a run that was killed: the server notices within moments. A worker that runs
-holds it for longer, and the operator should hear of that soon."""
+"""How long a slot may still be in use after a run that was killed: the server notices within moments. A worker that
+runs holds it for longer, and the operator should hear of that soon."""
 
 _RELEASE_POLL_S = 0.1
 
@@ -157,13 +158,13 @@ async def settle_slot(
         raise problem
     if not was_begun:
         raise SetupError(
-            f"the source has a slot {name} that no target of pipeline {config.pipeline!r} knows: it may belong to another "
-            f"pipeline. Configure another slot name, or drop it if nobody needs it",
+            f"the source has a slot {name} that no target of pipeline {config.pipeline!r} knows: it may belong to "
+            f"another pipeline. Configure another slot name, or drop it if nobody needs it",
             sql=f"SELECT pg_drop_replication_slot({quote_literal(name)});",
         )
     say(
-        f"the source has a slot {name} that no target has a position in: a bootstrap was interrupted before it could record it; "
-        f"it is dropped and created again"
+        f"the source has a slot {name} that no target has a position in: a bootstrap was interrupted before it could "
+        f"record it; it is dropped and created again"
     )
     await drop_slot(connection, name)
     return True
@@ -173,7 +174,7 @@ async def settle_slot(
 async def permanent_snapshot(
     config: Config, application_name: str, say: Callable[[str], None]
 ) -> AsyncIterator[Snapshot]:
-    """Create the permanent slot and yield the snapshot of its start, once the slot has proved that it can be decoded."""
+    """Create the permanent slot and yield the snapshot of its start, once it has proved that it can be decoded."""
     dsn, slot = config.source.dsn.get_secret_value(), config.source.slot
     for _ in range(SLOT_TRIES):
         async with exported_snapshot(
@@ -213,13 +214,9 @@ async def temporary_snapshot(config: Config, application_name: str) -> AsyncIter
         yield snapshot
 
 
-def replicated(
-    tables: Sequence[SourceTable], wanted: set[str], say: Callable[[str], None]
-) -> dict[str, SourceTable]:
+def replicated(tables: Sequence[SourceTable], wanted: set[str], say: Callable[[str], None]) -> dict[str, SourceTable]:
     """Those of the wanted tables that have rows of their own in the WAL, by name; the others are named to ``say``."""
     found = {table.name: table for table in tables if table.name in wanted}
-    for name in sorted(wanted - set(found)):
-        raise ConfigurationError(f"the source has no table {name} any more")
     for table in found.values():
         if not table.is_publishable:
             kind = "partitioned: its partitions are tables of their own" if table.relkind == "p" else "unlogged"

@@ -133,7 +133,7 @@ def _plan(loading: Loading, load: Load, table: TargetTable | None, sources: Mapp
 async def _begin_anew(
     loading: Loading, connection: asyncpg.Connection, load: Load, sources: Mapping[str, SourceTable]
 ) -> None:
-    """Remove what was copied before; and the table, where `cdc` created it for a shape that the source has left since."""
+    """Remove what was copied before; and the table, where `cdc` created it for a shape that the source has left."""
     table = await read_table(connection, load.schema, load.table)
     if table is None:
         return

@@ -20,7 +20,7 @@ from cdc.errors import TerminalError
 STOP_TIMEOUT_S = 20.0
 """What `cdc run` promises after SIGTERM."""
 
-_GUARD = "trap '' INT TERM HUP QUIT; read -r word; [ \"$word\" = done ] || kill -9 \"$1\""
+_GUARD = 'trap \'\' INT TERM HUP QUIT; read -r word; [ "$word" = done ] || kill -9 "$1"'
 
 _TOLD = 12
 """Lines of a program's log that are shown when it fails."""

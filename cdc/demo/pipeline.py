@@ -83,9 +83,15 @@ def variable(target: str) -> str:
     return f"{target.upper()}_DATABASE_URL"
 
 
+def forget_connection_settings() -> None:
+    """Remove libpq's variables (PGHOST, PGOPTIONS, PGSSLMODE, …): they are meant for some other server than ours."""
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
+
+
 def environment(source: str, targets: Mapping[str, str]) -> dict[str, str]:
     """The environment of the demo's commands: ours, the connection strings, and no setting of anybody else's."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CDC_", "PG"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CDC_")}
     return kept | {SOURCE_VARIABLE: source} | {variable(name): dsn for name, dsn in targets.items()}
 
 

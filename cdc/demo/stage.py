@@ -47,8 +47,7 @@ class Stage:
 
 @contextmanager
 def build() -> Iterator[Stage]:
-    """Start the servers, create the databases with the source's first rows and the datamart's tables, write the
-    configuration.
+    """Start the servers, fill the source, create the datamart's tables, write the configuration.
 
     At the end, however it comes, servers and files are gone. Raises `SetupError` when a server does not start.
     """

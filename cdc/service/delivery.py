@@ -23,7 +23,16 @@ import structlog
 from cdc.changes.relation import Relation
 from cdc.changes.transaction import Part
 from cdc.config import Config, for_asyncpg
-from cdc.errors import BatchRejected, CdcError, FenceLost, ResyncNeeded, TableStopped, TerminalError, TransientError
+from cdc.errors import (
+    BatchRejected,
+    CdcError,
+    FenceLost,
+    ProtocolError,
+    ResyncNeeded,
+    TableStopped,
+    TerminalError,
+    TransientError,
+)
 from cdc.lsn import Lsn
 from cdc.observe.metrics import TargetMetrics
 from cdc.routing.router import route_of
@@ -145,28 +154,34 @@ class Delivery:
 
     # --- the target's side
 
-    async def run(self, history: SourceHistory, restart: Callable[[str], None], on_durable: Callable[[], None]) -> None:
-        """Apply until closed. Raises `FenceLost`: only who holds the slot may take the target again.
+    async def run(
+        self, history: Callable[[], SourceHistory], restart: Callable[[str], None], on_durable: Callable[[], None]
+    ) -> None:
+        """Apply until closed.
 
-        ``restart`` asks the lane to start its stream anew; ``on_durable`` tells it that `acknowledgeable` has moved.
+        Raises `FenceLost`, because only who holds the slot may take the target again, and `ProtocolError`, because
+        damaged bytes have to be read again from the slot.
+
+        ``history`` says what the source is now, ``restart`` asks the lane to start its stream anew, ``on_durable``
+        tells it that `acknowledgeable` has moved.
         """
         self._on_durable = on_durable
 
         async def serve() -> None:
             try:
-                await self._serve(history, restart)
-            except FenceLost as error:
+                await self._serve(history(), restart)
+            except (FenceLost, ProtocolError) as error:
                 self._note(error)
-                fence_lost.append(error)
+                for_the_lane.append(error)
             except ResyncNeeded as error:
                 self._note(error)
                 self.queue.clear()
                 on_durable()
 
-        fence_lost: list[FenceLost] = []
+        for_the_lane: list[CdcError] = []
         await until_done(serve, backoff=self._backoff, on_failure=self._failed, stop=self._closing)
-        if fence_lost:
-            raise fence_lost[0]
+        if for_the_lane:
+            raise for_the_lane[0]
 
     def _failed(self, error: CdcError, wait_s: float) -> None:
         self._note(error)
@@ -285,7 +300,8 @@ class Delivery:
         if isinstance(error, TableStopped) or self._target.on_error == "quarantine_table":
             assert error.source_table is not None  # the applier names both
             assert error.commit_lsn is not None
-            owned.stop(error.source_table, Lsn(error.commit_lsn), error, None)
+            if not owned.positions.is_stopped(error.source_table):
+                owned.stop(error.source_table, Lsn(error.commit_lsn), error, None)
             if self._has_lost_parts:
                 await owned.save()
                 raise _PartsLost(f"target {self.name}: a large transaction is read again without {error.source_table}")

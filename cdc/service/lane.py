@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -171,6 +172,11 @@ class Lane:
         for delivery in self._deliveries:
             delivery.begin()
         history = await self._history(catalog, system, switches, slot)
+
+        def history_now() -> SourceHistory:
+            # A target that comes back in the middle of a stream stands further than the source's WAL at its start.
+            return replace(history, wal_position=max(history.wal_position, self._received))
+
         now, _ = await read_clock(catalog)
         self._heartbeats.synchronise(now)
         self._metrics.up(True)
@@ -195,7 +201,7 @@ class Lane:
                 ),
             ]
             deliveries = [
-                tasks.create_task(self._guard(delivery.run(history, self.restart, self.wake)))
+                tasks.create_task(self._guard(delivery.run(history_now, self.restart, self.wake)))
                 for delivery in self._deliveries
             ]
             helpers.append(tasks.create_task(self._end_on_stop()))
@@ -228,11 +234,13 @@ class Lane:
         self, catalog: Connection, system: System, switches: Sequence[tuple[int, Lsn]], slot: Slot
     ) -> SourceHistory:
         heartbeat = await read_heartbeat(catalog, self._config.pipeline)
+        # Read now that the slot is ours: until then the former worker may have gone further than IDENTIFY_SYSTEM said.
+        _, wal_position = await read_clock(catalog)
         return SourceHistory(
             system_identifier=system.system_identifier,
             timeline=system.timeline,
             switch_points=switches,
-            wal_position=system.wal_position,
+            wal_position=wal_position,
             slot=slot.name,
             confirmed_lsn=slot.confirmed_flush_lsn,
             slot_is_lost=slot.is_lost,

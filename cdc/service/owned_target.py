@@ -131,8 +131,7 @@ class OwnedTarget:
         ended: list[Part] = []
         marks: list[Mark] = []
         size = 0
-        total: Counter[str] = Counter()
-        was_strict = False
+        done = Applied()
         has_begun = False
         try:
             async for parts in stretches:
@@ -142,9 +141,7 @@ class OwnedTarget:
                     with target_errors("beginning a transaction", self._session.where):
                         await connection.execute("BEGIN")
                     has_begun = True
-                applied = await self._applier.apply(parts, plans, self._holds)
-                self._count(applied, total)
-                was_strict |= applied.was_strict
+                done += await self._applier.apply(parts, plans, self._holds)
                 for part in parts:
                     size += part.size
                     marks += part.marks
@@ -155,6 +152,7 @@ class OwnedTarget:
                 with target_errors("rolling back", self._session.where):
                     await connection.execute("ROLLBACK")
             raise
+        total = self._count(done)
         await self._commit(ended, marks=marks)
         self._metrics.batch_applied(
             transactions=len(ended),
@@ -164,7 +162,7 @@ class OwnedTarget:
             truncates=total["truncated"],
             size_bytes=size,
             duration_s=time.monotonic() - started,
-            strict=was_strict,
+            strict=done.was_strict,
         )
 
     async def advance_to(self, idle_at: Lsn) -> None:
@@ -183,7 +181,10 @@ class OwnedTarget:
         """The plans of all relations of this session. A relation that cannot be planned stops its table, here."""
         for part in parts:
             for relation in part.relations:
-                if relation not in self._plans and relation not in self._not_taken:
+                if relation in self._plans or relation in self._not_taken:
+                    continue
+                # A shape of before the table was loaded, or of after it was stopped, need not fit.
+                if not self.positions.skips(relation.qualified_name, part):
                     plan = await self._plan(relation, part)
                     if plan is None:
                         self._not_taken.add(relation)
@@ -209,18 +210,24 @@ class OwnedTarget:
             return await self._applier.plan(relation, route)
         except TableStopped as error:
             self.stop(table, part.commit_lsn, error, relation)
-            return None
+            if part.is_first:
+                return None
+            # What came earlier in this transaction may be in already, while it still fitted: all of it is read again.
+            error.source_table, error.commit_lsn = table, part.commit_lsn
+            raise
 
     def _holds(self, relation: Relation, part: Part) -> bool:
         return self.positions.skips(relation.qualified_name, part)
 
-    def _count(self, applied: Applied, total: Counter[str]) -> None:
-        """Add to the counters of the tables, to be written when it is time, and to the sum of a batch."""
+    def _count(self, applied: Applied) -> Counter[str]:
+        """Add to the counters of the tables, to be written when it is time; returns the sums of a batch."""
+        total: Counter[str] = Counter()
         for table, rows in applied.tables.items():
             counts = RowCounts(rows.inserted, rows.updated, rows.deleted, rows.truncated)
             for field in ("inserted", "updated", "deleted", "truncated"):
                 total[field] += getattr(counts, field)
             self._counts[split(table)] = _sum(self._counts.get(split(table), RowCounts()), counts)
+        return total
 
     # --- committing
 

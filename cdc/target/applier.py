@@ -20,24 +20,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import asyncpg
 
 from cdc.changes.relation import Relation
 from cdc.changes.row_reader import FormatChanged
-from cdc.changes.transaction import Kind, Part, Run, Truncation
+from cdc.changes.transaction import Part
 from cdc.errors import ProtocolError, TableStopped
 from cdc.routing.route import Route
 from cdc.target.catalog import TargetTable, read_table
-from cdc.target.fast_path import FastPath, copies_inserts
+from cdc.target.fast_path import FastPath
 from cdc.target.rejection import Refused, Unfit, guard_for, unfit_verdict, verdict
 from cdc.target.row_replay import RowReplay
 from cdc.target.session import Session, server_error, target_errors
 from cdc.target.staging import Staging
-from cdc.target.steps import RoutedPart, truncated_plans
+from cdc.target.steps import RoutedPart
 from cdc.target.strict_path import StrictPath
+from cdc.target.survey import Applied, Counts, Survey
 from cdc.target.table_plan import TablePlan, TableShape, plan_table
+from cdc.target.table_version import TablesChanged, check_versions, read_version
 
 Plans = Mapping[Relation, TablePlan]
 """By which plan a target takes the rows of a relation. A relation that is absent is not taken: it is not routed here,
@@ -45,40 +46,6 @@ or the caller has stopped its table."""
 
 Holds = Callable[[Relation, Part], bool]
 """Whether the relation's table holds a part already (or must not take it), so that it is to be skipped."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """Changes of one source table that were applied, as the source made them (before folding)."""
-
-    inserted: int = 0
-    updated: int = 0
-    deleted: int = 0
-    truncated: int = 0
-
-
-@dataclass(slots=True)
-class Applied:
-    """What `Applier.apply` did: changes by source table (``schema.table``), and whether the strict path was needed."""
-
-    tables: dict[str, Counts] = field(default_factory=dict)
-    was_strict: bool = False
-
-    def __iadd__(self, other: Applied) -> Applied:
-        """Add what another call did."""
-        for table, counts in other.tables.items():
-            sum_of = self.tables.setdefault(table, Counts())
-            sum_of.inserted += counts.inserted
-            sum_of.updated += counts.updated
-            sum_of.deleted += counts.deleted
-            sum_of.truncated += counts.truncated
-        self.was_strict |= other.was_strict
-        return self
-
-    @property
-    def rows(self) -> int:
-        """All row changes."""
-        return sum(counts.inserted + counts.updated + counts.deleted for counts in self.tables.values())
 
 
 class Applier:
@@ -100,6 +67,7 @@ class Applier:
         self._fast = FastPath(session.connection, self._staging, self._guard, replay)
         self._strict = StrictPath(session.connection, self._guard, replay)
         self._tables: dict[tuple[str, str], TargetTable | None] = {}
+        self._versions: dict[tuple[str, str], str] = {}
         self._shapes: dict[tuple[object, ...], TableShape] = {}
         self._plans: dict[tuple[Relation, Route], TablePlan] = {}
         self._flipped: dict[Relation, set[int]] = {}
@@ -115,6 +83,8 @@ class Applier:
             name = (route.target_schema, route.target_table)
             if name not in self._tables:
                 with target_errors("reading the catalog", self._session.where):
+                    # The version first: what changes in between then shows as a change.
+                    self._versions[name] = await read_version(self._connection, *name)
                     self._tables[name] = await read_table(self._connection, *name)
             found = self._plans[relation, route] = self._make_plan(relation, route)
         return found
@@ -159,9 +129,13 @@ class Applier:
             try:
                 with target_errors("applying a batch", self._session.where):
                     return await self._apply(routed)
-            except FormatChanged as changed:
+            except FormatChanged as format_changed:
                 await self._roll_back()
-                self._flip(changed)
+                self._flip(format_changed)
+            except TablesChanged as changed:
+                await self._roll_back()
+                for name in changed.names:
+                    await self._plan_again(name, routed)
             except Unfit as unfit:
                 await self._roll_back()
                 name = (unfit.shape.schema, unfit.shape.name)
@@ -171,21 +145,26 @@ class Applier:
                 await self._plan_again(name, routed)
 
     async def _apply(self, routed: list[RoutedPart]) -> Applied:
-        await self._staging.ensure(_staged_shapes(routed))
-        defers = any(shape.defers for part in routed for shape in part.shapes())
-        deferred = "; SET CONSTRAINTS ALL DEFERRED" if defers else ""
+        survey = Survey(routed)
+        await self._staging.ensure(survey.staged)
+        deferred = "; SET CONSTRAINTS ALL DEFERRED" if survey.defers else ""
         await self._connection.execute(f"SAVEPOINT cdc_batch{deferred}")
-        applied = _counts(routed)
+        applied = survey.applied()
         try:
             await self._fast_path(routed)
         except Refused:
             applied.was_strict = True
-            await self._connection.execute("ROLLBACK TO SAVEPOINT cdc_batch")
-            # Also those that the fast path needs no staging for; a rollback may have undone what was created.
-            await self._staging.ensure({shape for part in routed for shape in part.shapes()})
-            await self._connection.execute(f"SELECT 1{deferred}")
+            await self._connection.execute(f"ROLLBACK TO SAVEPOINT cdc_batch{deferred}")
+            # Also those that the fast path needs no staging for; and the rollback may have undone what was created.
+            await self._staging.ensure(survey.shapes)
             await self._divide(routed)
-        await self._connection.execute("RELEASE SAVEPOINT cdc_batch")
+        versions = survey.versions()
+        try:
+            # Binary values fit into columns that they were not meant for (a bigint into a double precision) without an
+            # error. Whoever alters a table waits for our locks from our first write on: what is true now was true then.
+            await self._connection.execute(f"{check_versions(versions)}; RELEASE SAVEPOINT cdc_batch")
+        except asyncpg.DivisionByZeroError:
+            raise TablesChanged(set(versions)) from None
         return applied
 
     async def _divide(self, routed: list[RoutedPart]) -> None:
@@ -218,7 +197,7 @@ class Applier:
 
     async def _check_deferred(self, routed: list[RoutedPart]) -> None:
         """Let deferred constraints speak where a transaction ends, and defer them again."""
-        shapes = [shape for part in routed for shape in part.shapes() if shape.defers]
+        shapes = {plan.shape for part in routed for plan in part.plans.values() if plan.shape.defers}
         if not shapes or not routed[-1].part.is_last:
             return
         try:
@@ -226,17 +205,18 @@ class Applier:
         except asyncpg.PostgresError as error:
             server = server_error(error)
             named = (shape for shape in shapes if (shape.schema, shape.name) == (server.schema, server.table))
-            with self._guard(next(named, shapes[0])):
+            with self._guard(next(named, next(iter(shapes)))):
                 raise
 
     def _route(self, work: Sequence[Part], plans: Plans, holds: Holds | None) -> list[RoutedPart]:
         """The parts that concern this target, each with the plans that take it."""
+        current = {relation: self._current(plan) for relation, plan in plans.items()}
         routed = []
         for part in work:
             taken = {
-                relation: self._current(plans[relation])
+                relation: current[relation]
                 for relation in part.relations
-                if relation in plans and not (holds is not None and holds(relation, part))
+                if relation in current and not (holds is not None and holds(relation, part))
             }
             if taken:
                 routed.append(RoutedPart(part, taken))
@@ -259,7 +239,7 @@ class Applier:
             flipped=self._flipped.get(relation, ()),
         )
         shape = self._shapes.setdefault(plan.shape.content(), plan.shape)
-        return TablePlan(plan.relation, plan.route, shape, plan.reader, plan.is_shared)
+        return TablePlan(plan.relation, plan.route, shape, plan.reader, plan.is_shared, self._versions[name])
 
     def _flip(self, changed: FormatChanged) -> None:
         """Read a column's values in the other format from now on, and plan its relation again."""
@@ -285,7 +265,7 @@ class Applier:
                     await self.plan(plan.relation, plan.route)
                 except TableStopped as stopped:
                     stopped.commit_lsn, stopped.xid = part.part.commit_lsn, part.part.xid
-                    raise
+                    raise stopped from None
 
     def _forget_tables(self, names: set[tuple[str, str]]) -> None:
         for name in names:
@@ -301,7 +281,7 @@ class Applier:
         with target_errors("reading the role", self._session.where):
             role = await self._connection.fetchval("SELECT pg_catalog.quote_ident(current_user)")
         self._forget_tables({(unfit.shape.schema, unfit.shape.name)})
-        part = next(part for part in routed if unfit.shape in part.shapes())
+        part = next(part for part in routed if unfit.shape in {plan.shape for plan in part.plans.values()})
         return unfit_verdict(unfit, part.part, _plan_of(unfit.shape, part), self._target, role)
 
 
@@ -310,34 +290,4 @@ def _plan_of(shape: TableShape, routed: RoutedPart) -> TablePlan:
     return next(plan for plan in routed.plans.values() if plan.shape is shape)
 
 
-def _staged_shapes(routed: list[RoutedPart]) -> set[TableShape]:
-    """The shapes whose rows the fast path stages: all but those that see nothing but inserts."""
-    return {
-        plan.shape
-        for part in routed
-        for change in part.part.changes
-        if isinstance(change, Run)
-        for plan in [part.plans.get(change.relation)]
-        if plan is not None and not (change.kind is Kind.INSERT and copies_inserts(plan.shape))
-    }
-
-
-def _counts(routed: list[RoutedPart]) -> Applied:
-    """Count the changes of parts by source table."""
-    applied = Applied()
-    for part in routed:
-        for change in part.part.changes:
-            if isinstance(change, Run):
-                if change.relation not in part.plans:
-                    continue
-                counts = applied.tables.setdefault(change.relation.qualified_name, Counts())
-                if change.kind is Kind.INSERT:
-                    counts.inserted += len(change.rows)
-                elif change.kind is Kind.UPDATE:
-                    counts.updated += len(change.rows)
-                else:
-                    counts.deleted += len(change.rows)
-            elif isinstance(change, Truncation):
-                for plan in truncated_plans(part, change):
-                    applied.tables.setdefault(plan.source_table, Counts()).truncated += 1
-    return applied
+__all__ = ["Applied", "Applier", "Counts", "Holds", "Plans"]

@@ -63,7 +63,7 @@ def replace(shape: TableShape, stage: str, unchanged: Collection[int], low: int,
     """Write rows anew that an UPDATE may not change (identity ALWAYS): found by their old key, deleted, inserted.
 
     The old row's values stay where the new one has none: for unchanged ones and for the target's own columns.
-    PostgreSQL completes the deletion before the insertion, which reads what it returns.
+    PostgreSQL inserts what the deletion returns, so each row is gone before it comes again.
     """
     place_of = {column.name: place for place, column in enumerate(shape.columns)}
     kept = []

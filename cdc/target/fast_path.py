@@ -13,7 +13,7 @@ correctness.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -117,18 +117,11 @@ class FastPath:
     async def _fold(self, group: Group) -> list[Outcome | KeyChange]:
         """The stretches of a group; one empty outcome when nothing is left."""
         compaction = Compaction(keeps_rows=group.shape.keeps_rows)
-        folded = 0
         try:
-            for plan, run in group.runs:
-                reader, kind, rows = plan.reader, run.kind, run.rows
-                folded += len(rows)
-                if folded < BREATH_ROWS:
-                    compaction.add(reader, kind, rows)
-                    continue
-                for start in range(0, len(rows), BREATH_ROWS):
-                    compaction.add(reader, kind, rows[start : start + BREATH_ROWS])
+            for plan, kind, rows in _stretched(group.runs):
+                compaction.add(plan.reader, kind, rows)
+                if len(rows) == BREATH_ROWS:
                     await asyncio.sleep(0)
-                folded = 0
         except Contradiction:
             raise Refused(group.shape, Reason.CONTRADICTION) from None
         except KeyNotSent:
@@ -203,6 +196,26 @@ class FastPath:
         with self._guard(shape):
             changed = row_count(await self._connection.execute(sql))
         check_count(shape, changed, expected, may_fall_short=may_fall_short)
+
+
+def _stretched(runs: Iterable[tuple[TablePlan, Run]]) -> Iterator[tuple[TablePlan, Kind, list[bytes]]]:
+    """The rows of runs, at most `BREATH_ROWS` at once, and as many as follow each other with one plan and kind.
+
+    Under a load of small transactions a run has one row, and a call for each would cost more than the row.
+    """
+    current: tuple[TablePlan, Kind] | None = None
+    rows: list[bytes] = []
+    for plan, run in runs:
+        if current is None or plan is not current[0] or run.kind is not current[1]:
+            if current is not None and rows:
+                yield *current, rows
+            current, rows = (plan, run.kind), []
+        rows += run.rows
+        while len(rows) >= BREATH_ROWS:
+            yield *current, rows[:BREATH_ROWS]
+            rows = rows[BREATH_ROWS:]
+    if current is not None and rows:
+        yield *current, rows
 
 
 def copies_inserts(shape: TableShape) -> bool:

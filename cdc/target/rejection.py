@@ -31,9 +31,9 @@ _MISSING_RIGHT = "42501"
 _ABOUT_ROWS = ("22", "23", "54", "P0")
 """Classes of SQLSTATE that depend on the rows: data exceptions, constraints, sizes beyond a limit, triggers' errors."""
 
-_OUTDATED = frozenset(("22P03", "42P01", "42703", "42704", "42804", "42883", "428C9", "55000"))
-"""What the server says when a table, column or type is not what it was when the plan was made. (22P03: a value is not
-in the binary format of its column.)"""
+_OUTDATED = frozenset(("08P01", "22P03", "42P01", "42703", "42704", "42804", "42883", "428C9", "55000"))
+"""What the server says when a table, column or type is not what it was when the plan was made. (22P03 and 08P01: a
+value is not in the binary format of its column, or too short for it.)"""
 
 
 class Reason(Enum):
@@ -104,9 +104,11 @@ def guard_for(where: str) -> Guard:
         except asyncpg.PostgresError as error:
             server = server_error(error)
             translated = translate(error, f"writing to {shape.schema}.{shape.name}", where)
+            if server.sqlstate in _OUTDATED:
+                raise Unfit(shape, server) from None
             if isinstance(translated, TransientError):
                 raise translated from None
-            if server.sqlstate[:2] in _ABOUT_ROWS and server.sqlstate not in _OUTDATED:
+            if server.sqlstate[:2] in _ABOUT_ROWS:
                 raise Refused(shape, Reason.SERVER, server) from None
             raise Unfit(shape, server) from None
 

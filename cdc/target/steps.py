@@ -26,10 +26,6 @@ class RoutedPart:
     part: Part
     plans: Mapping[Relation, TablePlan]
 
-    def shapes(self) -> set[TableShape]:
-        """All shapes that its rows go into."""
-        return {plan.shape for plan in self.plans.values()}
-
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -46,14 +42,22 @@ class Step:
     tables: dict[TableName, list[Group]] = field(default_factory=dict)
     truncation: Truncation | None = None
     truncated: list[TablePlan] = field(default_factory=list)
+    _last: dict[TableShape, Group] = field(default_factory=dict)  # the last group of each table, by its shape
 
     def add(self, plan: TablePlan, run: Run) -> None:
         """Append a run."""
-        shape = plan.shape
+        group = self._last.get(plan.shape)
+        if group is None:
+            group = self._begin(plan.shape)
+        group.runs.append((plan, run))
+
+    def _begin(self, shape: TableShape) -> Group:
         groups = self.tables.setdefault((shape.schema, shape.name), [])
-        if not groups or groups[-1].shape is not shape:
-            groups.append(Group(shape))
-        groups[-1].runs.append((plan, run))
+        if groups:
+            del self._last[groups[-1].shape]
+        group = self._last[shape] = Group(shape)
+        groups.append(group)
+        return group
 
 
 def split(parts: Sequence[RoutedPart]) -> Iterator[Step]:

@@ -107,7 +107,8 @@ class TableShape:
 class TablePlan:
     """How the rows of ``relation`` get into one table of a target. Compared by identity.
 
-    ``is_shared`` says that other relations are routed to the same table.
+    ``is_shared`` says that other relations are routed to the same table, ``version`` which state of the table it was
+    made for (cdc.target.table_version).
     """
 
     relation: Relation
@@ -115,6 +116,7 @@ class TablePlan:
     shape: TableShape
     reader: RowReader
     is_shared: bool = False
+    version: str = ""
 
     @property
     def source_table(self) -> str:
@@ -231,7 +233,12 @@ class _Planner:
                 f"ADD COLUMN {quote(name)} {self.relation.columns[index].type.sql}" for index, name in lacking
             )
             names = ", ".join(name for _, name in lacking)
-            raise self.stop(f"the target's table lacks columns: {names}.", self.alter(added))
+            sentence = f"the target's table lacks columns: {names}. Rows that it has already get no value of them."
+            others = [column.name for column in table.columns if column.name not in projection.target_columns]
+            if others and self.follows:
+                # The stream does not tell a column that was renamed from one that was dropped and one that was added.
+                sentence += f" If the source has renamed a column, rename it here, too: one of {', '.join(others)}."
+            raise self.stop(sentence, self.alter(added))
         ignored = {name for _, name in lacking}
         travelling = [
             (index, name)

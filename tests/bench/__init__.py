@@ -1,1 +1,1 @@
-"""Measurements against PostgreSQL's own subscription."""
+"""Measurements against PostgreSQL's own subscription: ``make bench``; README.md says what is measured and how."""

@@ -1,4 +1,4 @@
-"""A TCP proxy of our own, between the code under test and a server, that a test can cut, stall, delay and count.
+"""A TCP proxy of our own, between the code under test and a server, that a test can cut, stall, delay, damage and count.
 
 ::
 
@@ -9,6 +9,7 @@
         proxy.delay(Direction.TO_CLIENT, 50) # every piece of data arrives 50 ms later, order kept
         proxy.cut()                          # every connection is reset
         proxy.refuse()                       # and new ones are, too, until proxy.accept()
+    proxy.damage(Direction.TO_CLIENT, f) # f(data) arrives instead of data, until proxy.damage(…, None)
 
 What was delayed keeps its pace: a delay adds latency, it does not limit the rate. A stall fills the buffers of both
 sides, as a stalled network does: the sender notices nothing until its buffer is full.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from enum import StrEnum
 from types import TracebackType
 from typing import Self
@@ -44,6 +46,7 @@ class _Way:
         self.flows = asyncio.Event()
         self.flows.set()
         self.delay_s = 0.0
+        self.damage: Callable[[bytes], bytes] | None = None
         self.bytes = 0
         self.passed = asyncio.Condition()
 
@@ -128,6 +131,10 @@ class Proxy:
         """Make everything that is read from now on arrive later by this much."""
         self._ways[direction].delay_s = milliseconds / 1000
 
+    def damage(self, direction: Direction, change: Callable[[bytes], bytes] | None) -> None:
+        """Pass everything that is read from now on through a function; `None` leaves it as it is."""
+        self._ways[direction].damage = change
+
     def bytes(self, direction: Direction) -> int:
         """How many bytes have been forwarded this way."""
         return self._ways[direction].bytes
@@ -188,6 +195,8 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way:
     async def receive() -> None:
         while True:
             data = await reader.read(_PIECE)
+            if way.damage is not None:
+                data = way.damage(data)
             await held.put((loop.time() + way.delay_s, data))
             if not data:
                 return

@@ -1,4 +1,4 @@
-"""A source, a target, and the applier between them, without a lane: what the source did is recorded and applied at will.
+"""A source, a target, and the applier between them, without a lane: what the source did is applied at will.
 
 `Replica.deliver` takes everything that the source has committed since the last time as one batch, in one target
 transaction, and fails the test unless every routed table is then equal on both sides.
@@ -6,8 +6,12 @@ transaction, and fails the test unless every routed table is then equal on both 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
 from cdc.changes.accumulator import Accumulator, UnknownTypes
 from cdc.changes.relation import Relation
 from cdc.changes.transaction import Part
@@ -18,6 +22,7 @@ from cdc.source.connection import connect as connect_source
 from cdc.target.applier import Applied, Applier, Holds
 from cdc.target.session import Session, connect
 from cdc.target.table_plan import TablePlan
+from tests.conftest import MakeDatabase
 from tests.database import Database
 
 PUBLICATION = "everything"
@@ -117,3 +122,19 @@ async def open_replica(
     applier = Applier(session, "warehouse", follows=follows, routes=routes)
     return Replica(source, target, session, applier, Accumulator(), routes, binary)
 
+
+MakeReplica = Callable[..., Awaitable[Replica]]
+
+
+@pytest.fixture
+async def make_replica(source: Database, make_target: MakeDatabase) -> AsyncIterator[MakeReplica]:
+    """A factory that takes what `open_replica` takes after the databases. A module that wants it imports it."""
+    opened: list[Replica] = []
+
+    async def make(*arguments: Any, **options: Any) -> Replica:
+        opened.append(await open_replica(source, make_target(), *arguments, **options))
+        return opened[-1]
+
+    yield make
+    for replica in opened:
+        await replica.session.close()

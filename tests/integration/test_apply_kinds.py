@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
-
-import pytest
-
 from cdc.routing.route import Route
-from tests.conftest import MakeDatabase
 from tests.database import Database
-from tests.integration.replica import Replica, open_replica
+from tests.integration.replica import MakeReplica, make_replica
 
-MakeReplica = Callable[..., Awaitable[Replica]]
+__all__ = ["make_replica"]
 
 BIG = "repeat(md5(random()::text), 2000)"
 """A text of 64 kB; with STORAGE EXTERNAL it is stored out of line, uncompressed."""
-
-
-@pytest.fixture
-async def make_replica(source: Database, make_target: MakeDatabase) -> AsyncIterator[MakeReplica]:
-    opened: list[Replica] = []
-
-    async def make(*arguments: Any, **options: Any) -> Replica:
-        opened.append(await open_replica(source, make_target(), *arguments, **options))
-        return opened[-1]
-
-    yield make
-    for replica in opened:
-        await replica.session.close()
 
 
 PEOPLE = """

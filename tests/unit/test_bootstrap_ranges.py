@@ -1,5 +1,7 @@
 """A table is cut so that no page is read twice and none is left out."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +33,6 @@ def test_ranges_join_without_gap_or_overlap(pages: int, total_bytes: int, range_
     ranges = split(pages, total_bytes, range_bytes)
     assert ranges[0].first == 0
     assert ranges[-1].end is None
-    for one, following in zip(ranges, ranges[1:], strict=False):
+    for one, following in pairwise(ranges):
         assert one.end == following.first
         assert one.first < following.first

@@ -1,0 +1,105 @@
+"""What a batch is about, found in one pass over its runs: which plans it uses, for which kinds of change, how often."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cdc.changes.transaction import Kind, Run, Truncation
+from cdc.target.fast_path import copies_inserts
+from cdc.target.steps import RoutedPart, truncated_plans
+from cdc.target.table_plan import TablePlan, TableShape
+from cdc.target.table_version import TablesChanged
+
+
+@dataclass(slots=True)
+class Counts:
+    """Changes of one source table that were applied, as the source made them (before folding)."""
+
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    truncated: int = 0
+
+
+@dataclass(slots=True)
+class Applied:
+    """What `Applier.apply` did: changes by source table (``schema.table``), and whether the strict path was needed."""
+
+    tables: dict[str, Counts] = field(default_factory=dict)
+    was_strict: bool = False
+
+    def __iadd__(self, other: Applied) -> Applied:
+        """Add what another call did."""
+        for table, counts in other.tables.items():
+            sum_of = self.tables.setdefault(table, Counts())
+            sum_of.inserted += counts.inserted
+            sum_of.updated += counts.updated
+            sum_of.deleted += counts.deleted
+            sum_of.truncated += counts.truncated
+        self.was_strict |= other.was_strict
+        return self
+
+    @property
+    def rows(self) -> int:
+        """All row changes."""
+        return sum(counts.inserted + counts.updated + counts.deleted for counts in self.tables.values())
+
+
+class Survey:
+    """Counts the changes of routed parts by plan and kind."""
+
+    def __init__(self, routed: Sequence[RoutedPart]) -> None:
+        self._rows: dict[tuple[TablePlan, Kind], int] = {}
+        self._truncations: dict[TablePlan, int] = {}
+        rows = self._rows
+        for part in routed:
+            plans = part.plans
+            for change in part.part.changes:
+                if isinstance(change, Run):
+                    plan = plans.get(change.relation)
+                    if plan is not None:
+                        key = plan, change.kind
+                        rows[key] = rows.get(key, 0) + len(change.rows)
+                elif isinstance(change, Truncation):
+                    for plan in truncated_plans(part, change):
+                        self._truncations[plan] = self._truncations.get(plan, 0) + 1
+
+    @property
+    def shapes(self) -> set[TableShape]:
+        """The shapes that rows go into."""
+        return {plan.shape for plan, _ in self._rows}
+
+    @property
+    def staged(self) -> set[TableShape]:
+        """Those whose rows the fast path stages: all but the ones that see nothing but inserts."""
+        return {plan.shape for plan, kind in self._rows if not (kind is Kind.INSERT and copies_inserts(plan.shape))}
+
+    @property
+    def defers(self) -> bool:
+        """Whether any of the tables has constraints that can be deferred."""
+        return any(plan.shape.defers for plan in (*(plan for plan, _ in self._rows), *self._truncations))
+
+    def versions(self) -> dict[tuple[str, str], str]:
+        """The versions of the tables that the plans were made for. Raises `TablesChanged` where two plans disagree."""
+        versions: dict[tuple[str, str], str] = {}
+        for plan, _ in self._rows:
+            name = (plan.shape.schema, plan.shape.name)
+            if versions.setdefault(name, plan.version) != plan.version:
+                raise TablesChanged({name})
+        return versions
+
+    def applied(self) -> Applied:
+        """The counts by source table."""
+        applied = Applied()
+        for (plan, kind), count in self._rows.items():
+            counts = applied.tables.setdefault(plan.source_table, Counts())
+            if kind is Kind.INSERT:
+                counts.inserted += count
+            elif kind is Kind.UPDATE:
+                counts.updated += count
+            else:
+                counts.deleted += count
+        for plan, count in self._truncations.items():
+            applied.tables.setdefault(plan.source_table, Counts()).truncated += count
+        return applied

@@ -1,0 +1,126 @@
+"""A bootstrap through lost connections and restarts: every row arrives, and none twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from cdc.bootstrap import live
+from cdc.bootstrap.courtesy import Copies
+from cdc.bootstrap.progress import Silence
+from cdc.errors import FenceLost
+from cdc.source.connection import connect
+from tests.bootstrap import OnBegin, follow, make_config, rows, set_up, states, until
+from tests.conftest import MakeDatabase, MakeServer
+from tests.database import Database
+from tests.faults.proxy import Proxy
+
+NUMBERS = "SELECT count(*), count(DISTINCT id) FROM a"
+
+
+class OnCopied(Silence):
+    """Does something once, when the first range is on the target."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self.act: Callable[[], object] | None = act
+
+    def copied(self, target: str, table: str, rows: int, size: int) -> None:
+        act, self.act = self.act, None
+        if act is not None:
+            act()
+
+
+def fill(database: Database) -> None:
+    database.execute("CREATE TABLE a (id int PRIMARY KEY, filler text)")
+    database.execute("INSERT INTO a SELECT g, repeat('x', 200) FROM generate_series(1, 3000) g")
+
+
+async def test_a_target_that_crashes_in_the_middle_gets_every_row_once(
+    source: Database, make_target: MakeDatabase, own_server: MakeServer
+) -> None:
+    fill(source)
+    there = own_server()
+    internal = make_target(server=there)
+    config = make_config(source, {"internal": follow(internal)})
+    await set_up(config)
+    summary = await live.bootstrap(config, progress=OnCopied(lambda: there.restart("immediate")), range_bytes=64 * 1024)
+    assert internal.fetch(NUMBERS) == [(3000, 3000)]
+    assert summary.targets["internal"].rows == 3000
+
+
+async def test_a_source_that_crashes_in_the_middle_is_read_from_another_snapshot(
+    make_database: MakeDatabase, make_target: MakeDatabase, own_server: MakeServer
+) -> None:
+    here = own_server()
+    source = make_database("source", server=here)
+    fill(source)
+    source.execute("CHECKPOINT")
+    internal = make_target()
+    config = make_config(source, {"internal": follow(internal)})
+    await set_up(config)
+    await live.bootstrap(config, progress=OnCopied(lambda: here.restart("immediate")), range_bytes=64 * 1024)
+    assert internal.fetch(NUMBERS) == [(3000, 3000)]
+    later = states(internal)["public.a"][1]
+    assert later is not None
+    assert str(later) != internal.fetchval("SELECT position::text FROM cdc.target")
+
+
+async def test_a_commit_without_an_answer_is_asked_after_and_not_repeated(
+    source: Database, make_target: MakeDatabase, own_server: MakeServer
+) -> None:
+    source.execute("CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a SELECT generate_series(1, 100)")
+    there = own_server()
+    datamart = make_target("datamart", server=there)
+    # Without a key, a range that is written twice shows.
+    datamart.execute("CREATE TABLE a (id int)")
+
+    def hold_commits(standby: str) -> None:
+        there.configure({"synchronous_standby_names": standby})
+        there.reload()
+
+    holding = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    async with Proxy("127.0.0.1", there.port) as proxy:
+        owned = {"dsn": proxy.dsn(datamart.dsn), "schema": "owned", "tables": {"public.a": ["id"]}}
+        config = make_config(source, {"datamart": owned})
+        await set_up(config)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(live.bootstrap(config, progress=OnBegin(lambda: hold_commits("nobody"))))
+            await until(lambda: datamart.fetchval(holding))
+            proxy.cut()
+            await until(lambda: not datamart.fetchval(holding))
+            hold_commits("")
+    assert datamart.fetch(NUMBERS) == [(100, 100)]
+
+
+async def test_a_run_that_has_lost_its_target_writes_nothing_more(source: Database, make_target: MakeDatabase) -> None:
+    fill(source)
+    internal = make_target()
+    config = make_config(source, {"internal": follow(internal)})
+    await set_up(config)
+
+    def take() -> None:
+        internal.execute("UPDATE cdc.target SET fence = fence + 1")
+
+    with pytest.raises(FenceLost, match="was taken by another worker"):
+        await live.bootstrap(config, progress=OnBegin(take), range_bytes=64 * 1024)
+    assert rows(internal, "a") == []
+    assert states(internal)["public.a"] == ("copying", None)
+
+
+async def test_a_copy_that_nobody_waits_for_is_not_disturbed(source: Database) -> None:
+    source.execute("CREATE TABLE a (id int)")
+    copies = Copies()
+    async with (
+        await connect(source.dsn, application_name="copy") as copy,
+        await connect(source.dsn, application_name="watch") as watch,
+        source.session(autocommit=False) as reader,
+    ):
+        await copy.execute("BEGIN")
+        await copy.execute("SELECT FROM public.a")
+        await reader.execute("SELECT FROM public.a")
+        with copies.copying(copy):
+            assert await copies.end_blockers(watch) == 0
+        cursor = await copy.execute("SELECT 1")
+        assert await cursor.fetchone() == (1,)
