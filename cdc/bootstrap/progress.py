@@ -190,8 +190,8 @@ class TargetSummary:
 
     def __str__(self) -> str:
         return (
-            f"{self.target}: {_count(self.tables, 'table')}, {_count(self.rows, 'row')}, {human_bytes(self.size)} copied "
-            f"in {self.seconds:.1f} s; consistent from {self.consistent_lsn} on."
+            f"{self.target}: {_count(self.tables, 'table')}, {_count(self.rows, 'row')}, {human_bytes(self.size)} "
+            f"copied in {self.seconds:.1f} s; consistent from {self.consistent_lsn} on."
         )
 
 

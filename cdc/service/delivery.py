@@ -41,9 +41,9 @@ from cdc.service.owned_target import OwnedTarget
 from cdc.service.queue import PartQueue
 from cdc.service.retry import Backoff, until_done
 from cdc.service.stops import Stops
-from cdc.service.taking import take
+from cdc.service.taking import say_if_lost, take
 from cdc.target.history import SourceHistory
-from cdc.target.session import connect
+from cdc.target.session import Session, connect
 
 _log = structlog.get_logger(__name__)
 
@@ -200,15 +200,32 @@ class Delivery:
         self.metrics.state(self.state)
         self.metrics.up(False)
 
-    async def _serve(self, history: SourceHistory, restart: Callable[[str], None]) -> None:
-        """One session: take the target, then apply until closed, aside and done, or failed."""
-        session = await connect(
+    async def compare(self, history: SourceHistory) -> None:
+        """Say in the target that it needs a resync, if it does: the slot is one that nobody can stream from.
+
+        A target that cannot be asked is asked the next time.
+        """
+        with suppress(CdcError):
+            session = await self._connect()
+            try:
+                refusal = await say_if_lost(session, self._config.pipeline, history)
+            finally:
+                await session.close()
+            if refusal is not None:
+                self._note(refusal)
+
+    async def _connect(self) -> Session:
+        return await connect(
             for_asyncpg(self._target.dsn.get_secret_value()),
             application_name=f"cdc {self._config.pipeline}",
             target=self.name,
             lock_timeout_ms=int(self._config.worker.lock_timeout_s * 1000),
             timeout_s=self._config.worker.connect_timeout_s,
         )
+
+    async def _serve(self, history: SourceHistory, restart: Callable[[str], None]) -> None:
+        """One session: take the target, then apply until closed, aside and done, or failed."""
+        session = await self._connect()
         try:
             owned = await take(
                 session,

@@ -164,7 +164,11 @@ class Lane:
     async def _serve(self, stream: ReplicationConnection, catalog: Connection) -> None:
         system = await stream.identify_system()
         switches = await stream.timeline_history(system.timeline)
-        await stream.start(self._source.slot, self._source.publication_names, binary=self._binary)
+        try:
+            await stream.start(self._source.slot, self._source.publication_names, binary=self._binary)
+        except ResyncNeeded:
+            await self._compare(catalog, system, switches)
+            raise
         slot = await read_slot(catalog, self._source.slot)
         if slot is None or slot.confirmed_flush_lsn is None:
             raise ResyncNeeded(f"the source has no slot {self._source.slot}: bootstrap the targets (`cdc bootstrap`)")
@@ -230,8 +234,15 @@ class Lane:
         await self._stop.wait()
         self._end(None)
 
+    async def _compare(self, catalog: Connection, system: System, switches: Sequence[tuple[int, Lsn]]) -> None:
+        """A slot that is gone or lost: every target that needs it says so itself, for ``cdc status``."""
+        history = await self._history(catalog, system, switches, await read_slot(catalog, self._source.slot))
+        async with asyncio.TaskGroup() as tasks:
+            for delivery in self._deliveries:
+                tasks.create_task(delivery.compare(history))
+
     async def _history(
-        self, catalog: Connection, system: System, switches: Sequence[tuple[int, Lsn]], slot: Slot
+        self, catalog: Connection, system: System, switches: Sequence[tuple[int, Lsn]], slot: Slot | None
     ) -> SourceHistory:
         heartbeat = await read_heartbeat(catalog, self._config.pipeline)
         # Read now that the slot is ours: until then the former worker may have gone further than IDENTIFY_SYSTEM said.
@@ -241,9 +252,9 @@ class Lane:
             timeline=system.timeline,
             switch_points=switches,
             wal_position=wal_position,
-            slot=slot.name,
-            confirmed_lsn=slot.confirmed_flush_lsn,
-            slot_is_lost=slot.is_lost,
+            slot=self._source.slot,
+            confirmed_lsn=slot.confirmed_flush_lsn if slot else None,
+            slot_is_lost=slot is not None and slot.is_lost,
             incarnation=heartbeat.incarnation if heartbeat else None,
         )
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import structlog
 
 from cdc.config import TargetConfig
+from cdc.errors import ResyncNeeded
 from cdc.observe.metrics import TargetMetrics
 from cdc.routing.router import route_of
 from cdc.service.heartbeats import Heartbeats
@@ -61,6 +62,21 @@ async def take(
     await target.record_state("streaming")
     await _show_lag(session, pipeline, metrics, heartbeats)
     return target
+
+
+async def say_if_lost(session: Session, pipeline: str, history: SourceHistory) -> ResyncNeeded | None:
+    """Say in a target that was loaded if ``history`` has lost it: for a slot from which nobody can stream.
+
+    Nothing is taken: whoever loads the target just now goes on. Returns what was said.
+    """
+    state = await position.read(session, pipeline)
+    if state is None or state.position is None:
+        return None
+    refusal = check_history(session.where, state.history, state.position, history)
+    if refusal is not None:
+        await position.record_state(session, pipeline, state.fence, "needs resync")
+        await position.record_error(session, pipeline, str(refusal))
+    return refusal
 
 
 def _is_cut_off(state: TableState, owned: Ownership, history: SourceHistory) -> bool:

@@ -146,6 +146,8 @@ class Applier:
 
     async def _apply(self, routed: list[RoutedPart]) -> Applied:
         survey = Survey(routed)
+        if not survey.has_changes:
+            return Applied()
         await self._staging.ensure(survey.staged)
         deferred = "; SET CONSTRAINTS ALL DEFERRED" if survey.defers else ""
         await self._connection.execute(f"SAVEPOINT cdc_batch{deferred}")

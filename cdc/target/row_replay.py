@@ -124,8 +124,8 @@ class RowReplay:
     async def _look_closer(self, shape: TableShape, rows: Range, refused: Refused, ordinal: int) -> None:
         """A single row was refused: do what a set could not, or find out more."""
         stage = self._staging.name(shape)
-        if rows.action is Action.INSERT and shape.key:
-            if refused.reason is Reason.MISSING:
+        if rows.action in (Action.INSERT, Action.CHANGE_KEY) and shape.key:
+            if refused.reason is Reason.MISSING and rows.action is Action.INSERT:
                 refused.reason = Reason.DUPLICATE
             elif refused.server is not None and refused.server.sqlstate == UNIQUE_VIOLATION:
                 with self._guard(shape):

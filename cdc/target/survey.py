@@ -66,6 +66,11 @@ class Survey:
                         self._truncations[plan] = self._truncations.get(plan, 0) + 1
 
     @property
+    def has_changes(self) -> bool:
+        """Whether there is anything to apply at all."""
+        return bool(self._rows or self._truncations)
+
+    @property
     def shapes(self) -> set[TableShape]:
         """The shapes that rows go into."""
         return {plan.shape for plan, _ in self._rows}
@@ -78,16 +83,19 @@ class Survey:
     @property
     def defers(self) -> bool:
         """Whether any of the tables has constraints that can be deferred."""
-        return any(plan.shape.defers for plan in (*(plan for plan, _ in self._rows), *self._truncations))
+        return any(plan.shape.defers for plan in self._plans())
 
     def versions(self) -> dict[tuple[str, str], str]:
         """The versions of the tables that the plans were made for. Raises `TablesChanged` where two plans disagree."""
         versions: dict[tuple[str, str], str] = {}
-        for plan, _ in self._rows:
+        for plan in self._plans():
             name = (plan.shape.schema, plan.shape.name)
             if versions.setdefault(name, plan.version) != plan.version:
                 raise TablesChanged({name})
         return versions
+
+    def _plans(self) -> set[TablePlan]:
+        return {plan for plan, _ in self._rows} | self._truncations.keys()
 
     def applied(self) -> Applied:
         """The counts by source table."""

@@ -1,4 +1,4 @@
-"""A TCP proxy of our own, between the code under test and a server, that a test can cut, stall, delay, damage and count.
+"""A TCP proxy of our own, between the code under test and a server, that tests can cut, stall, delay, damage and count.
 
 ::
 
@@ -165,6 +165,9 @@ class Proxy:
                 _reset(client)
                 return
             await self._forward(_Connection(client, server), client_reader, server_reader)
+        except asyncio.CancelledError:
+            # Only `__aexit__` cancels us; a cancelled task would be reported by asyncio's streams as a mistake.
+            _reset(client)
         finally:
             self._tasks.discard(task)
 

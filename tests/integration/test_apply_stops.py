@@ -41,7 +41,7 @@ async def refusal(replica: Replica, kind: type[CdcError]) -> Any:
         (
             "UPDATE people SET id = 9 WHERE id = 2",
             "INSERT INTO people VALUES (9)",
-            "rule that the source does not have",
+            "already there",
         ),
     ],
 )

@@ -78,8 +78,7 @@ async def test_hazard_03_a_slot_that_only_sees_keepalives_advances(source: Datab
         for _ in range(3):
             source.execute("INSERT INTO of_nobody SELECT repeat('x', 1000) FROM generate_series(1, 1000) AS n")
             written = source.current_lsn()
-            while pipeline.confirmed() < written:
-                await asyncio.sleep(0.1)
+            await pipeline.until(lambda lsn=written: pipeline.confirmed() >= lsn, "the slot follows", deadline_s=20)
             position = pipeline.position("internal")
             assert position is not None
             assert position >= pipeline.confirmed(), "stored in the target before it was acknowledged"
