@@ -233,7 +233,6 @@ class Pipeline:
     ) -> None:
         for worker in self.workers:
             await worker.kill()
-        import shutil; shutil.copytree(self.directory, "/tmp/model-logs", dirs_exist_ok=True)
         self._directory.cleanup()
 
     def configure(self) -> None:

@@ -9,8 +9,10 @@ The caller owns the transaction, because rows and position commit together (inva
 
 What `Applier.apply` promises: when it returns, every change of the parts that has a plan and is not held already is in
 the target, each exactly once, and deferred constraints have been checked at the end of a transaction. When it raises,
-the caller rolls back; nothing else is to be done. It takes the fast path for the whole batch; if that is refused,
-halves of the batch, down to the transactions that are refused by themselves; those are replayed in the source's order.
+the caller rolls back; nothing else is to be done. It takes the fast path for the whole batch. Where a constraint of one
+table objects, that table alone is taken in the source's order (unique values that moved between rows), the others still
+set by set. If that does not do, halves of the batch are tried, down to the transactions that are refused by themselves;
+those are replayed in the source's order, all their tables.
 
 `BatchRejected` and `TableStopped` name the source's table and the transaction, so that the caller can apply the same
 batch again without them. Both, and `TargetUnavailable`, carry no row value (invariant 8).
@@ -19,7 +21,7 @@ batch again without them. Both, and `TargetUnavailable`, carry no row value (inv
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import asyncpg
 
@@ -152,14 +154,20 @@ class Applier:
         deferred = "; SET CONSTRAINTS ALL DEFERRED" if survey.defers else ""
         await self._connection.execute(f"SAVEPOINT cdc_batch{deferred}")
         applied = survey.applied()
-        try:
-            await self._fast_path(routed)
-        except Refused:
-            applied.was_strict = True
-            await self._connection.execute(f"ROLLBACK TO SAVEPOINT cdc_batch{deferred}")
-            # Also those that the fast path needs no staging for; and the rollback may have undone what was created.
-            await self._staging.ensure(survey.shapes)
-            await self._divide(routed)
+        in_order: set[TableShape] = set()
+        while True:
+            try:
+                await self._fast_path(routed, in_order)
+            except Refused as refused:
+                applied.was_strict = True
+                await self._connection.execute(f"ROLLBACK TO SAVEPOINT cdc_batch{deferred}")
+                # Also those that the fast path needs no staging for; and the rollback may have undone what was created.
+                await self._staging.ensure(survey.shapes)
+                if refused.concerns_one_table and refused.shape not in in_order:
+                    in_order.add(refused.shape)
+                    continue
+                await self._divide(routed)
+            break
         versions = survey.versions()
         try:
             # Binary values fit into columns that they were not meant for (a bigint into a double precision) without an
@@ -185,8 +193,8 @@ class Applier:
             else:
                 await self._connection.execute("RELEASE SAVEPOINT cdc_half")
 
-    async def _fast_path(self, routed: list[RoutedPart]) -> None:
-        await self._fast.apply(routed)
+    async def _fast_path(self, routed: list[RoutedPart], in_order: Collection[TableShape] = ()) -> None:
+        await self._fast.apply(routed, in_order)
         await self._check_deferred(routed)
 
     async def _replay_part(self, routed: RoutedPart) -> None:

@@ -35,6 +35,10 @@ _ASSIGNABLE = (
 _ANYTHING_BECOMES = frozenset(("text", "varchar", "bpchar"))
 """Types to which an assignment converts every other one, through its text form."""
 
+_HOLD_ALL = frozenset([("int2", "int4"), ("int2", "int8"), ("int4", "int8"), ("float4", "float8")])
+"""Pairs of built-in types of which the second holds every value of the first: a target is often widened before its
+source is, and a transaction that retypes a column may have changed rows before and after."""
+
 _COMPARABLE = frozenset(
     [
         "bool",
@@ -98,9 +102,12 @@ def conversion(source: DataType, target: DataType, *, as_text: bool) -> Conversi
 def fits_exactly(source: DataType, target: DataType) -> bool:
     """Whether a column of ``target`` takes the values of ``source`` as they are: what following asks.
 
-    A string type may differ in the length that it allows: a value that is too long is refused, not cut.
+    A string type may differ in the length that it allows: a value that is too long is refused, not cut. A number may be
+    wider than at the source.
     """
     if _name(source) in _STRINGS and _name(target) in _STRINGS:
+        return True
+    if source.is_builtin and target.is_builtin and (source.name, target.name) in _HOLD_ALL:
         return True
     if _name(source) != _name(target):
         return False

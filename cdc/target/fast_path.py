@@ -13,7 +13,7 @@ correctness.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -55,14 +55,17 @@ class FastPath:
         self._guard = guard
         self._replay = replay
 
-    async def apply(self, parts: Sequence[RoutedPart]) -> None:
-        """Apply parts. The staging tables of their shapes must exist. Raises `Refused` and `Unfit`."""
+    async def apply(self, parts: Sequence[RoutedPart], in_order: Collection[TableShape] = ()) -> None:
+        """Apply parts. The staging tables of their shapes must exist. Raises `Refused` and `Unfit`.
+
+        Tables of the shapes ``in_order`` are taken change by change, as far as a range of them is refused.
+        """
         for step in split(parts):
-            await self._apply_step(step)
+            await self._apply_step(step, in_order)
             if step.truncation is not None:
                 await truncate(self._connection, self._guard, step.truncated, step.truncation)
 
-    async def _apply_step(self, step: Step) -> None:
+    async def _apply_step(self, step: Step, in_order: Collection[TableShape]) -> None:
         order = parents_first(
             {
                 name: frozenset().union(*(group.shape.references for group in groups))
@@ -71,7 +74,10 @@ class FastPath:
         )
         staged: dict[TableName, _Staged] = {}
         for name in order:
-            outcome = await self._single_outcome(step.tables[name])
+            groups = step.tables[name]
+            if any(group.shape in in_order for group in groups):
+                continue
+            outcome = await self._single_outcome(groups)
             if outcome is not None:
                 staged[name] = outcome
         for name in reversed(order):
@@ -82,7 +88,7 @@ class FastPath:
                 await self._update_and_insert(staged[name])
             else:
                 for group in step.tables[name]:
-                    await self._apply_group(group)
+                    await self._apply_group(group, in_order)
 
     async def _single_outcome(self, groups: list[Group]) -> _Staged | None:
         """Fold and stage a table whose changes come to one outcome; `None` for one that must be taken in order."""
@@ -94,10 +100,13 @@ class FastPath:
             return None
         return await self._stage(shape, stretches[0])
 
-    async def _apply_group(self, group: Group) -> None:
+    async def _apply_group(self, group: Group, in_order: Collection[TableShape]) -> None:
         """Apply one group after another, each completely: where a table's changes come to more than one outcome."""
         shape = group.shape
-        if _goes_straight_in(group):
+        if shape in in_order:
+            for plan, run in group.runs:
+                await self._replay.apply(plan, run.kind, run.rows)
+        elif _goes_straight_in(group):
             await self._copy_messages(shape, group.runs)
         elif not shape.key:
             for plan, run in group.runs:

@@ -66,6 +66,11 @@ class Refused(Exception):
         self.done = 0
 
     @property
+    def concerns_one_table(self) -> bool:
+        """Whether the order of this table's own changes may make it possible: any constraint but a foreign key."""
+        return self.reason is Reason.SERVER and not self.waits_for_others
+
+    @property
     def waits_for_others(self) -> bool:
         """Whether changes of other tables may make it possible: a foreign key."""
         return self.server is not None and self.server.sqlstate == FOREIGN_KEY_VIOLATION

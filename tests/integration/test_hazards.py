@@ -306,8 +306,7 @@ async def test_hazard_16_a_truncate_that_waits_for_a_report_holds_up_nobody(
             await report.execute("SELECT * FROM items")
             source.execute("TRUNCATE items; INSERT INTO items VALUES (2)")
             longest = 0.0
-            failed = lambda: len(worker.events("target failed"))  # noqa: E731
-            while failed() < 3:
+            while len(worker.events("target failed")) < 3:
                 begun = time.monotonic()
                 await dashboard.execute("SELECT * FROM items")
                 longest = max(longest, time.monotonic() - begun)

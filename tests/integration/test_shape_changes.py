@@ -6,8 +6,6 @@ lost, and nothing is applied twice, however a table was mended.
 
 from __future__ import annotations
 
-import asyncio
-
 from cdc.observe.status import TableStatus
 from tests.conftest import MakeDatabase
 from tests.database import Database
@@ -189,8 +187,10 @@ async def test_a_retyped_column_is_mended_by_retyping_it(source: Database, make_
     async with Pipeline(source, {"internal": follow(make_target())}) as pipeline:
         await pipeline.load()
         await pipeline.start()
-        source.execute("ALTER TABLE answers ALTER COLUMN points TYPE bigint")
-        source.execute("INSERT INTO answers VALUES (11, 'large', 5000000000)")
+        with source.transaction():
+            source.execute("UPDATE answers SET points = 7 WHERE id = 3")
+            source.execute("ALTER TABLE answers ALTER COLUMN points TYPE bigint")
+            source.execute("INSERT INTO answers VALUES (11, 'large', 5000000000)")
 
         state = await stopped(pipeline)
         assert "column points is of type integer, and of type bigint at the source" in (state.reason or "")
@@ -199,6 +199,24 @@ async def test_a_retyped_column_is_mended_by_retyping_it(source: Database, make_
         pipeline.targets["internal"].execute(state.mend)
 
         await goes_on(pipeline)
+
+
+async def test_a_column_that_was_widened_at_the_target_first_needs_nobody(
+    source: Database, make_target: MakeDatabase
+) -> None:
+    source.execute(TABLES)
+    target = make_target()
+    async with Pipeline(source, {"internal": follow(target)}) as pipeline:
+        await pipeline.load()
+        await pipeline.start()
+        target.execute("ALTER TABLE answers ALTER COLUMN points TYPE bigint, ALTER COLUMN id TYPE bigint")
+        source.execute("INSERT INTO answers VALUES (11, 'as before', 5); UPDATE answers SET points = 7 WHERE id = 3")
+        source.execute("DELETE FROM answers WHERE id = 4; UPDATE answers SET id = 40 WHERE id = 5")
+        await pipeline.assert_caught_up_and_equal()
+        source.execute("ALTER TABLE answers ALTER COLUMN points TYPE bigint")
+        source.execute("INSERT INTO answers VALUES (12, 'large', 5000000000)")
+        await pipeline.assert_caught_up_and_equal()
+        assert not pipeline.worker.events("table stopped")
 
 
 async def test_an_owned_target_takes_what_its_columns_can_hold(source: Database, make_target: MakeDatabase) -> None:
@@ -255,4 +273,3 @@ async def test_tables_that_come_and_go_at_the_source_disturb_nobody(
         assert pipeline.targets["internal"].fetchval("SELECT count(*) FROM answers") == 11, "what was there is kept"
         assert pipeline.targets["internal"].fetchval("SELECT count(*) FROM others") == 2
         assert pipeline.targets["internal"].fetchval("SELECT to_regclass('fresh')") is None, "until it is bootstrapped"
-        await asyncio.sleep(0)
