@@ -22,6 +22,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
+from cdc import __version__
 from cdc.config import Config, as_toml, load
 from cdc.errors import CdcError, ConfigurationError
 
@@ -68,9 +69,7 @@ class Origin(StrEnum):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"cdc {version('cdc')}")
+        typer.echo(f"cdc {__version__}")
         raise typer.Exit
 
 

@@ -119,10 +119,12 @@ class Lane:
         self._progress.set()
 
     def _failed(self, error: CdcError, wait_s: float) -> None:
+        is_news = self.trouble != str(error)
         self.trouble = str(error)
         self._metrics.error(error)
         self._metrics.retried()
-        level = _log.info if isinstance(error, SlotInUse) else _log.warning
+        # A slot that another worker holds is asked for every second: it is said once.
+        level = (_log.info if is_news else _log.debug) if isinstance(error, SlotInUse) else _log.warning
         level("no stream", reason=str(error), sql=error.sql, again_in_s=round(wait_s, 1))
 
     def _end(self, why: BaseException | None) -> None:

@@ -15,13 +15,17 @@ from typing import TypeVar
 
 import tenacity
 
-from cdc.errors import CdcError, TransientError
+from cdc.errors import CdcError, SlotInUse, TransientError
 
 T = TypeVar("T")
 
 TRANSIENT_WAIT_S = (0.25, 30.0)
 """First and longest wait after a transient error. A target that restarts is back in a second or two; the longest keeps
 the number of attempts against a database that is down for an hour at about a hundred."""
+
+SLOT_WAIT_S = (0.5, 1.0)
+"""First and longest wait for a slot that another worker holds: deploys overlap, and who takes over must be there soon.
+A try is one connection and one refusal."""
 
 TERMINAL_WAIT_S = (5.0, 300.0)
 """First and longest wait after an error that somebody has to mend: often enough that nobody waits long after
@@ -40,10 +44,16 @@ class Backoff:
 
     def wait_s(self, error: BaseException | None) -> float:
         """Seconds to wait before the next try: doubled by each failure, between half and all of it at random."""
-        first, longest = TRANSIENT_WAIT_S if isinstance(error, TransientError) else TERMINAL_WAIT_S
+        first, longest = _waits(error)
         ceiling: float = min(longest, first * 2 ** min(self.failures, 20))
         self.failures += 1
         return ceiling * random.uniform(0.5, 1.0)
+
+
+def _waits(error: BaseException | None) -> tuple[float, float]:
+    if isinstance(error, SlotInUse):
+        return SLOT_WAIT_S
+    return TRANSIENT_WAIT_S if isinstance(error, TransientError) else TERMINAL_WAIT_S
 
 
 async def until_done(

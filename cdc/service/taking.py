@@ -49,13 +49,19 @@ async def take(
         raise refusal
     if owned.history is not None and owned.history.timeline != history.timeline:
         await position.record_timeline(session, pipeline, owned.fence, history.timeline)
-    loaded = [state for state in await table_state.read(session, pipeline) if state.state != "copying"]
+    states = await table_state.read(session, pipeline)
+    gone = [state for state in states if route_of(config, state.source_schema, state.source_table) is None]
+    loaded = [state for state in states if state.state != "copying" and state not in gone]
     cut_off = [state for state in loaded if _is_cut_off(state, owned, history)]
     reachable = [state for state in loaded if state not in cut_off]
     target = OwnedTarget(session, owned, config, reachable, stops=stops, metrics=metrics, heartbeats=heartbeats)
     resumed = [state for state in reachable if state.state == "stopped" and state.source_name not in stops.current]
-    if resumed or cut_off:
+    if resumed or cut_off or gone:
         async with target.fenced():
+            for state in gone:
+                # Hazard 27: from now on it misses changes, so if it ever comes back it has to be loaded again.
+                await table_state.forget(session, pipeline, (state.source_schema, state.source_table))
+                _log.warning("table is no longer configured; its rows stay as they are", table=state.source_name)
             for state in resumed:
                 await table_state.resume(session, pipeline, (state.source_schema, state.source_table))
             await _stop_cut_off(session, pipeline, config, cut_off, metrics)

@@ -11,10 +11,10 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 
 import structlog
 
+from cdc import __version__
 from cdc.config import Config
 from cdc.observe import logs
 from cdc.observe.metrics import Metrics
@@ -36,7 +36,7 @@ async def run(config: Config) -> None:
     logs.guard_process(asyncio.get_running_loop())
     with _signals(stop.set), structlog.contextvars.bound_contextvars(pipeline=config.pipeline):
         metrics = Metrics(config.pipeline)
-        metrics.worker(version=version("cdc"))
+        metrics.worker(version=__version__)
         heartbeats = Heartbeats()
         deliveries = [
             Delivery(name, config, metrics=metrics.target(name), heartbeats=heartbeats) for name in config.targets

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from cdc.errors import CdcError, SetupError, TargetUnavailable
+from cdc.errors import CdcError, SetupError, SlotInUse, TargetUnavailable
 from cdc.service import retry
 from cdc.service.retry import TERMINAL_WAIT_S, TRANSIENT_WAIT_S, Backoff, until_done
 
@@ -26,6 +26,11 @@ def test_progress_makes_the_waits_begin_anew() -> None:
         backoff.wait_s(TargetUnavailable("away"))
     backoff.progressed()
     assert backoff.wait_s(TargetUnavailable("away")) <= TRANSIENT_WAIT_S[0]
+
+
+def test_a_slot_in_use_is_asked_for_every_second() -> None:
+    backoff = Backoff()
+    assert all(0.25 <= backoff.wait_s(SlotInUse("another worker")) <= 1.0 for _ in range(20))
 
 
 def test_what_a_person_has_to_mend_is_tried_again_slowly() -> None:
