@@ -20,7 +20,7 @@ from cdc.service.retry import Backoff
 LOOK_AGAIN_S = 2.0
 """How often the catalog of a target is asked whether a stopped table fits now: one query for each stopped table."""
 
-RETRY_WAIT_S = (10.0, 600.0)
+RETRY_WAIT_S = (2.0, 600.0)
 """First and longest wait before a rejected row is tried again: the lane's stream is restarted for it."""
 
 

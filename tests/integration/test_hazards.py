@@ -5,7 +5,7 @@ Hazards whose meeting can be shown without a worker have their tests beside the 
 - 1: test_source_publication, test_source_catalog, test_source_check, test_setup_teardown
 - 2: test_source_check (a disk that nothing protects); here: what `cdc status` says
 - 4: test_source_replication (a reader that does not read); here: a batch that takes long
-- 5: test_source_replication; the workers that overlap are in test_invariants and test_pipeline
+- 5: test_source_replication, test_pipeline (workers that overlap)
 - 6, 7, 9, 17: test_apply_kinds (and 7 in unit/test_identifiers)
 - 12: test_pgoutput_live (transactions that are streamed); here: parts that abort
 - 15: unit/test_accumulator; here: a catalog that has gone on

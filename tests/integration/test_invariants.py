@@ -1,4 +1,4 @@
-"""The invariants of the design, section 4, kept by a whole pipeline: each test fails when what keeps its invariant goes.
+"""The invariants of the design, section 4, kept by a whole pipeline: each test fails when what keeps it goes.
 
 Invariants that can be shown without a worker have more tests beside the code that keeps them:
 
@@ -353,7 +353,8 @@ async def test_invariant_08_the_statement_log_of_a_target_holds_no_value(
     """Also on the strict path, for partial updates, and for tables without a key."""
     there = own_server(log_statement="all", log_min_duration_statement=0, log_parameter_max_length=-1)
     source.execute(
-        "CREATE TABLE items (id int PRIMARY KEY, name text, big text); ALTER TABLE items ALTER big SET STORAGE EXTERNAL;"
+        "CREATE TABLE items (id int PRIMARY KEY, name text, big text);"
+        "ALTER TABLE items ALTER big SET STORAGE EXTERNAL;"
         "CREATE TABLE bag (a text, b text); ALTER TABLE bag REPLICA IDENTITY FULL;"
         "CREATE TABLE slugs (id int PRIMARY KEY, slug text, CONSTRAINT u UNIQUE (slug) DEFERRABLE);"
     )

@@ -1,12 +1,13 @@
 """Random transactions, cut into random batches, applied to real targets: after every batch a state that the source had.
 
 This is the model without time: no worker, no lane, no faults, so that hypothesis can repeat an example and make it
-small. What crashes and cut connections add is in `test_faults`.
+small (``CDC_TEST_MODEL_EXAMPLES`` asks for more of them). What crashes and cut connections add is in `test_faults`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
@@ -22,7 +23,7 @@ from tests.integration.replica import Replica, open_replica
 from tests.model import workload
 from tests.model.workload import COLUMNS, TOTAL, View, Workload
 
-EXAMPLES = 15
+EXAMPLES = int(os.environ.get("CDC_TEST_MODEL_EXAMPLES", "20"))
 
 OWNED_DDL = """
 CREATE TABLE accounts (note text, id int PRIMARY KEY, extra text DEFAULT 'ours', balance int CHECK (id IS NOT NULL));
