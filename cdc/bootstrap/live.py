@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from cdc.bootstrap import indexes, tables
+from cdc.bootstrap.again import Again
 from cdc.bootstrap.copying import Job
 from cdc.bootstrap.courtesy import Copies
 from cdc.bootstrap.progress import LogLines, Progress, Summary
@@ -43,20 +44,26 @@ ROUNDS_WITHOUT_PROGRESS = 5
 
 
 async def bootstrap(
-    config: Config, *, jobs: int = JOBS, progress: Progress | None = None, range_bytes: int = RANGE_BYTES
+    config: Config,
+    *,
+    jobs: int = JOBS,
+    progress: Progress | None = None,
+    range_bytes: int = RANGE_BYTES,
+    again: Again | None = None,
 ) -> Summary:
     """Load every target of ``config`` with what its routes name, as far as it is not loaded yet.
 
-    ``jobs`` ranges are copied at the same time, each of about ``range_bytes``. When it returns every target is ready
+    ``again`` are tables that are emptied and loaded although they are loaded already. ``jobs`` ranges are copied at the same time, each of about ``range_bytes``. When it returns every target is ready
     for `cdc run`: all of its tables hold what was committed before their ``consistent_from``, with primary keys and, on
     targets that follow, the other indexes.
 
-    Raises `SetupError` before ``cdc setup``, for rows that are not ours, and for tables that cannot be written;
+    Raises `ConfigurationError` for ``again`` that names what was never loaded; `SetupError` before ``cdc setup``, for
+    rows that are not ours, and for tables that cannot be written;
     `SlotInUse` while a worker runs; `ResyncNeeded` when slot and targets do not meet any more; `FenceLost` when another
     worker takes a target; a `TransientError` when a database stayed away for too long: the next run resumes.
     """
     async with AsyncExitStack() as stack:
-        run = await open_run(config, progress or LogLines(), stack, must_be_empty=True)
+        run = await open_run(config, progress or LogLines(), stack, must_be_empty=True, again=again)
         copies = Copies()
         dsn = config.source.dsn.get_secret_value()
         workers = [Job(dsn, run.application_name, copies) for _ in range(max(1, jobs))]

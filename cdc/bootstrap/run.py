@@ -1,7 +1,8 @@
 """One run of a bootstrap, from the moment that it owns all targets: what `open_run` found, and what was done since.
 
 `open_run` is the part that refuses. It reads the source, takes the targets, and compares; nothing but the fences has
-changed when it raises. Only its last step touches the slot: one that an interrupted run left behind is dropped.
+changed when it raises. Only its last steps change anything: a slot that an interrupted run left behind is dropped, and
+tables that are wished to be loaded again are recorded as such.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from cdc.bootstrap import start, tables
+from cdc.bootstrap.again import Again, choose, record
 from cdc.bootstrap.progress import Progress, Summary, TargetSummary
 from cdc.bootstrap.rounds import Work
 from cdc.bootstrap.targets import (
@@ -132,10 +134,17 @@ class Run:
         return Summary(summaries, tuple(self.warnings))
 
 
-async def open_run(config: Config, progress: Progress, stack: AsyncExitStack, *, must_be_empty: bool) -> Run:
+async def open_run(
+    config: Config,
+    progress: Progress,
+    stack: AsyncExitStack,
+    *,
+    must_be_empty: bool,
+    again: Again | None = None,
+) -> Run:
     """Read the source, take the targets, and refuse whatever speaks against a load; only then touch the slot.
 
-    ``must_be_empty``: tables that are yet to be loaded may hold no rows of somebody else (a live copy); otherwise they
+    ``again`` are tables that are loaded already and shall be once more. ``must_be_empty``: tables that are yet to be loaded may hold no rows of somebody else (a live copy); otherwise they
     have to exist (targets that hold everything already).
     """
     name = application_name(config)
@@ -163,6 +172,7 @@ async def open_run(config: Config, progress: Progress, stack: AsyncExitStack, *,
             stack,
         )
         refuse_other_histories(loadings, source.for_comparison(config.source.slot))
+        wished = [] if again is None else choose(again, loadings)
         if must_be_empty:
             await refuse_foreign_rows(loadings)
         await _refuse_unwritable(loadings, sources, may_be_created=must_be_empty)
@@ -178,6 +188,7 @@ async def open_run(config: Config, progress: Progress, stack: AsyncExitStack, *,
             was_begun=any(loading.ownership.state == "loading" for loading in loadings.values()),
             say=progress.say,
         )
+        await record(wished)
     return Run(config, name, progress, loadings, source, needs_slot, warnings)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from cdc.bootstrap.copying import TargetAccess
 from cdc.bootstrap.plan import Load, group_routes
 from cdc.config import Config, TargetConfig, for_asyncpg
-from cdc.errors import ResyncNeeded, SetupError, TargetUnavailable
+from cdc.errors import SetupError, TargetUnavailable
 from cdc.routing.route import Route
 from cdc.target import position, table_state
 from cdc.target.catalog import read_tables, tables_with_rows
@@ -140,9 +140,10 @@ def refuse_other_histories(loadings: Mapping[str, Loading], source: SourceHistor
         ownership = loading.ownership
         if ownership.position is None:
             continue
-        problem = check_history(loading.session.where, ownership.history, ownership.position, source)
+        where = loading.session.where
+        problem = check_history(where, ownership.history, ownership.position, source, target=loading.name)
         if problem is not None:
-            raise ResyncNeeded(f"{problem} First run `cdc teardown`, empty its tables, and run `cdc setup`.")
+            raise problem
 
 
 async def refuse_foreign_rows(loadings: Mapping[str, Loading]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 
 from rich.text import Text
 
+from cdc.changes.column_origin import ColumnOrigin
 from cdc.config import Config, TargetConfig, for_asyncpg
 from cdc.errors import CdcError, ConfigurationError
 from cdc.observe.finding import Finding, Severity
@@ -22,7 +23,7 @@ from cdc.routing.route import Route
 from cdc.routing.router import build_routes
 from cdc.source import check as source_check
 from cdc.source import heartbeat
-from cdc.source.catalog import SourceTable, read_tables
+from cdc.source.catalog import SourceTable, read_origins, read_tables
 from cdc.source.connection import connect as connect_source
 from cdc.source.replication import ReplicationConnection
 from cdc.source.slot import LANE_SEPARATOR, Slot, read_slots
@@ -38,9 +39,10 @@ _INDENT = " " * 10
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What the source has: its tables by ``schema.table``, and its slots that look like this pipeline's."""
+    """What the source has: its tables by ``schema.table``, its slots that look like this pipeline's, its columns' past."""
 
     tables: Mapping[str, SourceTable]
+    origins: Mapping[int, Mapping[str, ColumnOrigin]]
     slots: Sequence[Slot]
 
 
@@ -66,6 +68,7 @@ async def check(config: Config) -> list[Finding]:
                     tables=[(route, source.tables[route.source_name].relation) for route in routes[name]]
                     if source
                     else [],
+                    origins=source.origins if source else None,
                 )
             )
             for name, target in config.targets.items()
@@ -87,7 +90,8 @@ async def _look_at_source(config: Config) -> _Source | None:
             config.source.dsn.get_secret_value(), application_name=config.source.application_name
         ) as connection:
             tables = {table.name: table for table in await read_tables(connection)}
-            return _Source(tables, await read_slots(connection, config.source.slot))
+            origins = await read_origins(connection, [table.relation.oid for table in tables.values()])
+            return _Source(tables, origins, await read_slots(connection, config.source.slot))
     except CdcError:
         return None
 
@@ -152,7 +156,7 @@ async def _histories(config: Config, source: _Source) -> list[Finding]:
         return []  # cdc.source.check has said why
     findings = []
     for name, state in loaded.items():
-        problem = check_history(f"target {name}", state.history, state.position, now)
+        problem = check_history(f"target {name}", state.history, state.position, now, target=name)
         if problem is not None:
             findings.append(Finding(Severity.ERROR, name, "position", str(problem), problem.sql))
     return findings

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 
 import structlog
 
+from cdc.changes.column_origin import ColumnOrigin
 from cdc.changes.relation import Relation
 from cdc.changes.transaction import Part
 from cdc.config import Config, for_asyncpg
@@ -29,6 +30,7 @@ from cdc.errors import (
     FenceLost,
     ProtocolError,
     ResyncNeeded,
+    SourceUnavailable,
     TableStopped,
     TerminalError,
     TransientError,
@@ -42,6 +44,8 @@ from cdc.service.queue import PartQueue
 from cdc.service.retry import Backoff, until_done
 from cdc.service.stops import Stops
 from cdc.service.taking import say_if_lost, take
+from cdc.source.catalog import read_origins
+from cdc.source.connection import connect as connect_source
 from cdc.target.history import SourceHistory
 from cdc.target.session import Session, connect
 
@@ -50,6 +54,10 @@ _log = structlog.get_logger(__name__)
 IDLE_ADVANCE_S = 3.0
 """How often at most a position is stored that moves only because the source wrote WAL that does not concern us. Until
 then the slot keeps that WAL; oftener would cost every idle target a commit for nothing (invariant 3)."""
+
+
+ASK_SOURCE_S = 5.0
+"""How long the source may take to say how a new column came to be: a batch waits for it, and the answer is a help."""
 
 
 class _PartsLost(TransientError):
@@ -236,6 +244,7 @@ class Delivery:
                 metrics=self.metrics,
                 heartbeats=self._heartbeats,
             )
+            owned.read_origins = self._read_origins
             self._batch = [part for part in self._batch if not owned.positions.skips_all(part)]
             self._moved(owned)
             if self._has_lost_parts:
@@ -249,6 +258,20 @@ class Delivery:
                 raise
         finally:
             await session.close()
+
+    async def _read_origins(self, relation: Relation) -> Mapping[str, ColumnOrigin]:
+        """How the source says that the columns of a relation came to be: asked once for a table that stops."""
+        source = self._config.source
+        try:
+            async with (
+                asyncio.timeout(ASK_SOURCE_S),
+                await connect_source(
+                    source.dsn.get_secret_value(), application_name=f"{source.application_name} catalog"
+                ) as connection,
+            ):
+                return (await read_origins(connection, [relation.oid])).get(relation.oid, {})
+        except TimeoutError:
+            raise SourceUnavailable(f"the source does not answer within {ASK_SOURCE_S:g} seconds") from None
 
     async def _record(self, owned: OwnedTarget, error: CdcError) -> None:
         """Say in the target what went wrong, where that is possible: ``cdc status`` reads it there."""

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
 
+from cdc.changes.column_origin import ColumnOrigin
 from cdc.changes.relation import Relation
 from cdc.changes.transaction import Mark, Part
 from cdc.config import TargetConfig
@@ -31,6 +32,7 @@ from cdc.service.stops import Stop, Stops
 from cdc.source.heartbeat import PREFIX, Heartbeat, parse
 from cdc.target import position, table_state
 from cdc.target.applier import Applied, Applier, Plans
+from cdc.target.lacking import ColumnsLacking
 from cdc.target.session import Session, target_errors
 from cdc.target.table_plan import TablePlan
 from cdc.target.table_state import RowCounts, TableName
@@ -40,6 +42,10 @@ _log = structlog.get_logger(__name__)
 COUNTERS_EVERY_S = 2.0
 """How often the row counters of ``cdc status`` are written. They travel with a batch, but not with each: an update per
 table would cost a small batch more than its rows. A worker that is killed loses at most these seconds of counts."""
+
+
+ReadOrigins = Callable[[Relation], Awaitable[Mapping[str, ColumnOrigin]]]
+"""Asks the source's catalog how the columns of a relation came to be, by name. Raises `CdcError` when it cannot."""
 
 
 class OwnedTarget:
@@ -70,6 +76,8 @@ class OwnedTarget:
         self._applier = Applier(session, owned.target, follows=config.follows, routes=routes)
         self._plans: dict[Relation, TablePlan] = {}
         self._not_taken: set[Relation] = set()
+        self._explained: dict[tuple[Relation, str], TableStopped] = {}
+        self.read_origins: ReadOrigins | None = None
         self._loaded = {state.source_name for state in states}
         self._ignored: set[str] = set()
         self._counts: dict[TableName, RowCounts] = {}
@@ -208,13 +216,33 @@ class OwnedTarget:
             return None
         try:
             return await self._applier.plan(relation, route)
-        except TableStopped as error:
-            self.stop(table, part.commit_lsn, error, relation)
-            if part.is_first:
-                return None
-            # What came earlier in this transaction may be in already, while it still fitted: all of it is read again.
-            error.source_table, error.commit_lsn = table, part.commit_lsn
-            raise
+        except TableStopped as found:
+            error = await self._explain(found, relation)
+        self.stop(table, part.commit_lsn, error, relation)
+        if part.is_first:
+            return None
+        # What came earlier in this transaction may be in already, while it still fitted: all of it is read again.
+        error.source_table, error.commit_lsn = table, part.commit_lsn
+        raise error
+
+    async def _explain(self, error: TableStopped, relation: Relation) -> TableStopped:
+        """What the source's catalog adds to it: where columns are lacking it knows what is in the rows of before.
+
+        It is asked once for each error; where it cannot be asked now, at the next look.
+        """
+        if not isinstance(error, ColumnsLacking):
+            return error
+        key = relation, str(error)
+        if key not in self._explained:
+            former = [known for known in self._plans if known.qualified_name == relation.qualified_name]
+            formerly = [column.name for column in former[-1].columns] if former else None
+            try:
+                origins = None if self.read_origins is None else await self.read_origins(relation)
+            except CdcError as refusal:
+                _log.info("the source cannot be asked about a column", table=relation.qualified_name, reason=str(refusal))
+                return error.explained(None, formerly=formerly)
+            self._explained[key] = error.explained(origins, formerly=formerly)
+        return self._explained[key]
 
     def _holds(self, relation: Relation, part: Part) -> bool:
         return self.positions.skips(relation.qualified_name, part)
@@ -333,8 +361,9 @@ class OwnedTarget:
         self._applier.forget()
         try:
             await self._applier.plan(stop.relation, route)
-        except TableStopped as error:
+        except TableStopped as found:
             self._stops.look_later(stop)
+            error = await self._explain(found, stop.relation)
             if str(error) != str(stop.error):
                 stop.error, stop.is_recorded = error, False
                 await self.save()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cdc import statements
+from cdc.changes.column_origin import ColumnOrigin
 from cdc.changes.relation import Column, DataType, Relation, ReplicaIdentity
 from cdc.errors import SourceUnavailable
 from cdc.source.connection import Connection, source_errors
@@ -152,6 +153,21 @@ async def read_indexes(connection: Connection, table_oid: int) -> list[SourceInd
             )
         )
     return indexes
+
+
+Origins = dict[str, ColumnOrigin]
+"""How the columns of one table came to be, by their names."""
+
+
+async def read_origins(connection: Connection, table_oids: Collection[int]) -> dict[int, Origins]:
+    """How the columns of these tables came to be, by the table's oid. A table that is gone is not in the answer."""
+    with source_errors("describe the columns of its tables"):
+        cursor = await connection.execute(statements.load("source", "column_origins"), {"tables": sorted(table_oids)})
+        rows = await cursor.fetchall()
+    origins: dict[int, Origins] = {}
+    for oid, name, filled_with, may_be_filled, is_behind_dropped in rows:
+        origins.setdefault(oid, {})[name] = ColumnOrigin(filled_with, may_be_filled, is_behind_dropped)
+    return origins
 
 
 @dataclass(frozen=True, slots=True)

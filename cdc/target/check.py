@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import asyncpg
 
 from cdc import statements
+from cdc.changes.column_origin import ColumnOrigin
 from cdc.changes.relation import Relation
 from cdc.errors import CdcError, TableStopped
 from cdc.identifiers import quote, quote_list
@@ -18,6 +19,7 @@ from cdc.observe.finding import Finding, Severity
 from cdc.routing.route import Route
 from cdc.target import migrations, position
 from cdc.target.catalog import TargetTable, read_tables
+from cdc.target.lacking import ColumnsLacking
 from cdc.target.schema import add_labels_sql, missing_labels
 from cdc.target.session import Session, connect, target_errors
 from cdc.target.table_plan import TablePlan, plan_table
@@ -25,16 +27,25 @@ from cdc.target.table_plan import TablePlan, plan_table
 OLDEST_VERSION = 140_000
 """PostgreSQL 14: pg_terminate_backend that waits, and idle_session_timeout, came with it."""
 
+Origins = Mapping[int, Mapping[str, ColumnOrigin]]
+"""How columns of the source came to be, by the relation's oid and by name."""
+
 NEEDED = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
 """What the applier does to every table; SELECT because an update finds its rows by their keys."""
 
 
 async def check(
-    name: str, dsn: str, pipeline: str, *, follows: bool, tables: Sequence[tuple[Route, Relation]]
+    name: str,
+    dsn: str,
+    pipeline: str,
+    *,
+    follows: bool,
+    tables: Sequence[tuple[Route, Relation]],
+    origins: Origins | None = None,
 ) -> list[Finding]:
     """Look at one target. ``dsn`` is a URL; ``tables`` are its routes with the source's relations they take.
 
-    ``follows`` says that cdc creates what is missing (``schema = "follow"``). Raises nothing of a server's: a target
+    ``origins`` says how the columns of those relations came to be, by the relation's oid. ``follows`` says that cdc creates what is missing (``schema = "follow"``). Raises nothing of a server's: a target
     that cannot be reached is a finding.
     """
     try:
@@ -42,7 +53,7 @@ async def check(
     except CdcError as error:
         return [Finding(Severity.ERROR, name, "connection", str(error), error.sql)]
     try:
-        return await _check_session(name, session, pipeline, follows, tables)
+        return await _check_session(name, session, pipeline, follows, tables, origins)
     except CdcError as error:
         return [Finding(Severity.ERROR, name, "catalog", str(error), error.sql)]
     finally:
@@ -50,7 +61,12 @@ async def check(
 
 
 async def _check_session(
-    name: str, session: Session, pipeline: str, follows: bool, routed: Sequence[tuple[Route, Relation]]
+    name: str,
+    session: Session,
+    pipeline: str,
+    follows: bool,
+    routed: Sequence[tuple[Route, Relation]],
+    origins: Origins | None,
 ) -> list[Finding]:
     connection = session.connection
     with target_errors("reading the catalog", session.where):
@@ -69,7 +85,8 @@ async def _check_session(
     fitting = 0
     for route, relation in routed:
         table = found.get((route.target_schema, route.target_table))
-        problems = list(_check_table(name, session, role, follows, route, relation, table, set(found)))
+        known = None if origins is None else origins.get(relation.oid, {})
+        problems = list(_check_table(name, session, role, follows, route, relation, table, set(found), known))
         fitting += not problems
         findings += problems
     if fitting:
@@ -198,6 +215,7 @@ def _check_table(
     relation: Relation,
     table: TargetTable | None,
     routed: set[tuple[str, str]],
+    origins: Mapping[str, ColumnOrigin] | None,
 ) -> Iterator[Finding]:
     """Everything about one table; nothing when it is as it should be."""
     subject = route.target_name
@@ -209,14 +227,20 @@ def _check_table(
         plan = plan_table(
             relation, route, table, target=name, follows=follows, triggers_disabled=session.triggers_disabled
         )
-    except TableStopped as error:
-        yield Finding(Severity.ERROR, name, subject, str(error), None if error.sql is None else f"{error.sql};")
+    except TableStopped as found:
+        error = found.explained(origins) if isinstance(found, ColumnsLacking) else found
+        yield Finding(Severity.ERROR, name, subject, str(error), _mend(error.sql))
         return
     assert table is not None  # the plan would have refused
     yield from _check_rights(name, role, table)
     yield from _check_labels(name, plan, table)
     yield from _check_key(name, plan, table)
     yield from _check_firing(name, session, table, routed)
+
+
+def _mend(sql: str | None) -> str | None:
+    """What mends it, ready to be copied: SQL has an end, a command of `cdc` has none."""
+    return sql if sql is None or sql.startswith("cdc ") else f"{sql};"
 
 
 def _check_rights(name: str, role: str, table: TargetTable) -> Iterator[Finding]:

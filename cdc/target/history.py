@@ -13,6 +13,7 @@ from uuid import UUID
 
 from cdc.errors import ResyncNeeded
 from cdc.lsn import Lsn
+from cdc.target.remedies import LOAD_ALL_AGAIN, load_target_again
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +47,29 @@ class SourceHistory:
 
 
 def check_history(
-    where: str, stored: History | None, position: Lsn | None, source: SourceHistory
+    where: str, stored: History | None, position: Lsn | None, source: SourceHistory, *, target: str | None = None
 ) -> ResyncNeeded | None:
     """Say why a target that stands at ``position`` of ``stored`` cannot go on from this source; `None` when it can.
+
+    ``where`` describes the target, ``target`` is its name, for the command that it is loaded again with.
 
     On a new timeline it can where the position is at or before the point at which the old timeline ended: up to there
     both are the same WAL. (The caller then records the new timeline.)
     """
     if stored is None or position is None:
-        return ResyncNeeded(f"{where} has never been loaded; run cdc bootstrap.")
+        return ResyncNeeded(f"{where} has never been loaded; run `cdc bootstrap --from live`.")
     reason = (
         _other_cluster(stored, source)
         or _other_timeline(stored, position, source)
         or _other_incarnation(stored, source)
         or _other_slot(stored, position, source)
     )
-    return (
-        None if reason is None else ResyncNeeded(f"{where} needs a resync: {reason}; load it again with cdc bootstrap.")
-    )
+    if reason is None:
+        return None
+    # Without the slot, or at another source, the other targets are lost as well.
+    is_alone = source.confirmed_lsn is not None and not source.slot_is_lost and source.incarnation is not None
+    remedy = load_target_again(target or "…") if is_alone else LOAD_ALL_AGAIN
+    return ResyncNeeded(f"{where} needs a resync: {reason}. Load it again: {remedy}.")
 
 
 def _other_cluster(stored: History, source: SourceHistory) -> str | None:

@@ -11,7 +11,7 @@ statement is built from. Relations that are routed to one table alike share one 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cdc.changes.relation import DataType, Relation, ReplicaIdentity
@@ -30,6 +30,7 @@ from cdc.target.conversion import (
     needs_cast_to_compare,
     type_name,
 )
+from cdc.target.lacking import ColumnsLacking, LackingColumn
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def plan_table(
         TableStopped: the rows cannot be written as they are, with what to do about it.
     """
     planner = _Planner(
-        relation, route, f"target {target}: table {route.target_name} (from {route.source_name})", follows
+        relation, route, f"target {target}: table {route.target_name} (from {route.source_name})", target, follows
     )
     found = planner.writable(table)
     projection = planner.projection(found)
@@ -196,6 +197,7 @@ class _Planner:
     relation: Relation
     route: Route
     where: str
+    target: str
     follows: bool
 
     def stop(self, sentence: str, sql: str | None = None) -> TableStopped:
@@ -217,28 +219,21 @@ class _Planner:
         """The columns that travel, in the target's order."""
         projection = project(self.relation, self.route)
         if projection.missing:
-            names = ", ".join(projection.missing)
-            raise self.stop(
-                f"the route lists columns that the source's table does not have any more: {names}. "
-                "Take them out of the configuration, or restore them at the source."
-            )
+            raise self.stop(self.missing(table, projection.missing))
         lacking = [
             (index, name)
             for index, name in zip(projection.indices, projection.target_columns, strict=True)
             if table.column(name) is None
         ]
-        listed = self.route.columns is not None
-        if lacking and (listed or self.follows):
-            added = ", ".join(
-                f"ADD COLUMN {quote(name)} {self.relation.columns[index].type.sql}" for index, name in lacking
+        if lacking and (self.route.columns is not None or self.follows):
+            columns = [(self.relation.columns[index], name) for index, name in lacking]
+            raise ColumnsLacking(
+                self.where,
+                self.target,
+                self.route,
+                tuple(LackingColumn(column.name, name, column.type) for column, name in columns),
+                tuple(column for column in table.columns if column.name not in projection.target_columns),
             )
-            names = ", ".join(name for _, name in lacking)
-            sentence = f"the target's table lacks columns: {names}. Rows that it has already get no value of them."
-            others = [column.name for column in table.columns if column.name not in projection.target_columns]
-            if others and self.follows:
-                # The stream does not tell a column that was renamed from one that was dropped and one that was added.
-                sentence += f" If the source has renamed a column, rename it here, too: one of {', '.join(others)}."
-            raise self.stop(sentence, self.alter(added))
         ignored = {name for _, name in lacking}
         travelling = [
             (index, name)
@@ -249,6 +244,32 @@ class _Planner:
             raise self.stop("the source's table and this one have no column in common.")
         return Projection(tuple(index for index, _ in travelling), tuple(name for _, name in travelling)).in_order_of(
             [column.name for column in table.columns]
+        )
+
+    def missing(self, table: TargetTable, names: Sequence[str]) -> str:
+        """What to do about columns that the route lists and the rows do not have."""
+        sentence = (
+            f"the route lists columns that the source's table does not have any more: {', '.join(names)}. If they were "
+            "dropped, take them out of the configuration and restart the worker. "
+        )
+        gone = {self.route.target_column(name) for name in names}
+        types = [column.type for column in table.columns if column.name in gone]
+        candidates = [
+            column.name
+            for column in self.relation.columns
+            if self.route.target_column(column.name) is None and any(fits_exactly(column.type, one) for one in types)
+        ]
+        if not candidates:
+            return sentence + "If they were renamed, list their new names there."
+        where = (
+            "rename the target's column, too"
+            if self.follows
+            else "rename the target's column, too, or map the new name to it"
+        )
+        return sentence + (
+            f"If they were renamed (the table has {', '.join(candidates)}, of a type that fits), list the new names in "
+            f"the configuration, {where}, and restart the worker; to undo it at the source does not help, because what "
+            "was written in between stays in its WAL under the new names."
         )
 
     def check_left_out(self, table: TargetTable, projection: Projection) -> None:

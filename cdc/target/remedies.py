@@ -1,0 +1,32 @@
+"""The commands that our messages tell people to run, so that every message names the same ones."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+
+
+def again_command(tables: Iterable[str], target: str) -> str:
+    """The command that loads tables (``schema.table`` at the source) of one target again."""
+    wanted = " ".join(f"--again {shlex.quote(table)}" for table in tables)
+    return f"cdc bootstrap --from live {wanted} --target {target}"
+
+
+def load_table_again(table: str, target: str) -> str:
+    """How one table of one target is loaded again, to stand behind a colon or in brackets."""
+    return f"stop the worker, run `{again_command([table], target)}`, start the worker"
+
+
+def load_target_again(target: str) -> str:
+    """How one target is loaded again while the slot and the other targets stay as they are."""
+    return (
+        f"stop the worker, run `cdc teardown --target {target}`, empty the tables that it names, run `cdc setup` and "
+        "`cdc bootstrap --from live`, start the worker"
+    )
+
+
+LOAD_ALL_AGAIN = (
+    "stop the worker, run `cdc teardown`, empty the tables of the targets, run `cdc setup` and "
+    "`cdc bootstrap --from live`, start the worker"
+)
+"""What is left when the slot is gone or lost: nothing joins any target to the stream again."""
