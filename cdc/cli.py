@@ -136,18 +136,18 @@ def setup(context: typer.Context) -> None:
 def teardown(
     context: typer.Context,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Only this target; the source and the other targets stay as they are.")
+    ] = None,
 ) -> None:
     """Remove exactly what setup and bootstrap created, slots included. The rows of the targets stay."""
     config = _load(context)
-    if not yes:
-        typer.confirm(
-            f"Remove the pipeline {config.pipeline}: its slots, publications and heartbeat at the source, and its "
-            f"positions in {', '.join(config.targets)}? Targets can then only be loaded again.",
-            abort=True,
-        )
     from cdc.service import provision
 
-    _run(provision.teardown(config, typer.echo))
+    scope = provision.teardown_scope(config, target)
+    if not yes:
+        typer.confirm(f"Remove {scope}? Whoever loses its position can only be loaded again.", abort=True)
+    _run(provision.teardown(config, typer.echo, target=target))
 
 
 @app.command()
@@ -157,8 +157,17 @@ def bootstrap(
         Origin, typer.Option("--from", help="live: copy the source's rows. none: the targets already hold everything.")
     ],
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="Tables or ranges copied at once.")] = 4,
+    again: Annotated[
+        list[str] | None,
+        typer.Option("--again", help="A table (schema.table at the source) to empty and load again; can be repeated."),
+    ] = None,
+    target: Annotated[str | None, typer.Option("--target", help="Where --again does so; everywhere unless given.")] = None,
 ) -> None:
     """Load all targets and create the slot. Killed half way, it resumes with the tables that remain."""
+    if again and origin is Origin.NONE:
+        raise typer.BadParameter("it copies rows: use it with --from live", param_hint="--again")
+    if target is not None and not again:
+        raise typer.BadParameter("it says where --again loads tables again: name them with --again", param_hint="--target")
     config = _load(context)
     if origin is Origin.NONE:
         from cdc.bootstrap import assumed
@@ -166,13 +175,15 @@ def bootstrap(
         typer.echo(str(_run(assumed.bootstrap(config))))
         return
     from cdc.bootstrap import live
+    from cdc.bootstrap.again import Again
     from cdc.bootstrap.progress import LogLines, ProgressBars
 
+    wish = Again(tuple(again), target) if again else None
     if sys.stderr.isatty():
         with ProgressBars() as bars:
-            summary = _run(live.bootstrap(config, jobs=jobs, progress=bars))
+            summary = _run(live.bootstrap(config, jobs=jobs, progress=bars, again=wish))
     else:
-        summary = _run(live.bootstrap(config, jobs=jobs, progress=LogLines()))
+        summary = _run(live.bootstrap(config, jobs=jobs, progress=LogLines(), again=wish))
     typer.echo(str(summary))
 
 
@@ -189,20 +200,22 @@ def run(context: typer.Context) -> None:
 def status(
     context: typer.Context,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it, until Ctrl-C.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print it as JSON; with --watch one object a line.")
+    ] = False,
 ) -> None:
     """Show every target, table and slot as the databases hold them; works while the worker is down."""
     config = _load(context)
     from cdc.service import state
 
     if watch:
-        _run(state.watch(config))
+        _run(state.watch(config, as_json=as_json))
         return
     seen = _run(state.read(config))
     if as_json:
         typer.echo(seen.to_json())
     else:
-        Console().print(seen.render())
+        seen.show(Console())
 
 
 @app.command()

@@ -109,7 +109,7 @@ async def require_published(
     missing = sorted(set(names) - set(await publication.read(connection, names)))
     if missing:
         raise SetupError(
-            f"the source has no publication {', '.join(missing)}: "
+            f"the source has no publication{'s' if len(missing) > 1 else ''} {' and no '.join(missing)}: "
             + ("run `cdc setup` first" if config.source.manage_publications else "its owner has to create it first")
         )
     published = await publication.read_published(connection, names)
@@ -147,7 +147,8 @@ async def settle_slot(
             return True
         raise ResyncNeeded(
             f"the source has no slot {name} any more, but targets were loaded with it. Nothing can join them to the "
-            f"stream again: run `cdc teardown`, empty their tables, then run `cdc setup` and `cdc bootstrap`"
+            f"stream again: run `cdc teardown`, empty their tables, then run `cdc setup` and "
+            f"`cdc bootstrap --from live`"
         )
     problem = refusal(slot, name, connection.info.dbname)
     if is_known:

@@ -7,11 +7,12 @@ call a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
 from cdc.changes.relation import Relation
+from cdc.pgoutput.layouts import LayoutReader
 from cdc.pgoutput.tuples import FIRST_MARKER, FIRST_TUPLE, NEW, OLD_ROW, UNCHANGED, read_fields
 
 Fields = Sequence[bytes]
@@ -42,14 +43,20 @@ class RowReader:
 
     ``wire`` is the format expected per column of the relation, ``pick`` takes the travelling ones (`None` when all
     travel in their order), ``key`` are the places of the key among those, ``key_of`` takes it (meaningless without a
-    key).
+    key). ``inserts`` remembers how insert messages are laid out.
     """
 
     relation: Relation
     wire: bytes
-    pick: Callable[[list[bytes]], Fields] | None
+    pick: Callable[[Sequence[bytes]], Fields] | None
     key: tuple[int, ...]
     key_of: Callable[[Fields], Key]
+    inserts: LayoutReader
+
+    def new_rows(self, messages: Sequence[bytes]) -> Iterator[Fields]:
+        """The rows of many inserts: the same as `new_row` of each, in less time."""
+        rows = self.inserts.read(messages)
+        return iter(rows) if self.pick is None else map(self.pick, rows)
 
     def new_row(self, message: bytes) -> Fields:
         """The row of an insert."""
@@ -83,7 +90,7 @@ class RowReader:
 
 def row_reader(relation: Relation, wire: bytes, indices: tuple[int, ...], key: tuple[int, ...]) -> RowReader:
     """The reader of ``relation`` with formats ``wire``, for its columns ``indices``; the key is at ``key`` of those."""
-    pick: Callable[[list[bytes]], Fields] | None
+    pick: Callable[[Sequence[bytes]], Fields] | None
     if indices == tuple(range(len(wire))):
         pick = None
     elif len(indices) == 1:
@@ -92,7 +99,7 @@ def row_reader(relation: Relation, wire: bytes, indices: tuple[int, ...], key: t
     else:
         pick = itemgetter(*indices)
     key_of: Callable[[Fields], Key] = itemgetter(*key) if key else lambda _: ()
-    return RowReader(relation, wire, pick, key, key_of)
+    return RowReader(relation, wire, pick, key, key_of, LayoutReader(wire))
 
 
 def key_fields(key: Key) -> tuple[bytes, ...]:

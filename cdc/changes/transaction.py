@@ -65,8 +65,8 @@ class Part:
 
     ``commit_lsn`` is where the commit record starts, ``end_lsn`` where it ends (known on the last part only: `None`
     says that more parts of the same transaction follow). ``commit_time_us`` counts microseconds since 2000-01-01 UTC
-    on the source's clock. ``marks`` are those of ``changes`` that are marks. ``size`` is the bytes of its messages,
-    ``row_count`` its row changes.
+    on the source's clock. ``marks`` are those of ``changes`` that are marks. ``size`` is about the memory that it
+    takes (its messages, and what Python adds to them), ``row_count`` its row changes.
     """
 
     xid: int

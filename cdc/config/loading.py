@@ -50,6 +50,8 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     """
     environ = os.environ if environ is None else environ
     file, document = _read_file(path, environ)
+    is_absent = document is None
+    document = document or {}
     problems: dict[Key, str] = {}
     from_file = _interpolate(document, environ, (), problems)
     unreadable = set(problems)
@@ -66,19 +68,27 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
                 problems.setdefault(key, _sentence(detail, key, merged))
         config = None
     if config is None or problems:
-        raise ConfigurationError(_report(problems, origin)) from None
+        raise ConfigurationError(_no_file(file) * is_absent + _report(problems, origin)) from None
     return config
 
 
-def _read_file(path: Path | None, environ: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
-    """The file that counts and what it says; a default file that is not there says nothing."""
+def _no_file(file: Path) -> str:
+    """What comes first where the default file is not there: that explains most of what is missing."""
+    return (
+        f"there is no file {file} here, and neither --config nor CDC_CONFIG names another; the environment alone does "
+        f"not say enough\n"
+    )
+
+
+def _read_file(path: Path | None, environ: Mapping[str, str]) -> tuple[Path, dict[str, Any] | None]:
+    """The file that counts and what it says; `None` for a default file that is not there."""
     asked = path or (Path(environ["CDC_CONFIG"]) if environ.get("CDC_CONFIG") else None)
     file = asked or Path(DEFAULT_FILE)
     try:
         return file, tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if asked is None:
-            return file, {}
+            return file, None
         raise ConfigurationError(f"{file}: there is no such file (given by --config or CDC_CONFIG)") from None
     except OSError as error:
         raise ConfigurationError(f"{file}: cannot be read: {error.strerror}") from None

@@ -19,6 +19,9 @@ PG_NAME_MAX = 63
 INSERT_ONLY_SUFFIX = "_insert_only"
 """The second publication is named after the first: tables without a usable replica identity (hazard 1)."""
 
+ALL_TARGETS = "all"
+"""The ``target`` label of the metrics that all targets share. No target may have this name."""
+
 SlotName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,63}$")]
 TargetName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$", max_length=40)]
 PipelineName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
@@ -303,6 +306,16 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what is given counts; the environment is read in one place, `cdc.config.loading`."""
         return (init_settings,)
+
+    @field_validator("targets")
+    @classmethod
+    def _no_target_is_all(cls, targets: dict[str, TargetConfig]) -> dict[str, TargetConfig]:
+        if ALL_TARGETS in targets:
+            raise ValueError(
+                f'a target cannot be named "{ALL_TARGETS}": that is the label of the metrics that belong to no single '
+                "target"
+            )
+        return targets
 
     @model_validator(mode="after")
     def _lane_slots_have_room(self) -> Self:

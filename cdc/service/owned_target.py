@@ -149,7 +149,9 @@ class OwnedTarget:
                     with target_errors("beginning a transaction", self._session.where):
                         await connection.execute("BEGIN")
                     has_begun = True
-                done += await self._applier.apply(parts, plans, self._holds)
+                # Most of the time no table differs from its target, which holds nothing of what it is given.
+                holds = self._holds if self.positions.tables else None
+                done += await self._applier.apply(parts, plans, holds)
                 for part in parts:
                     size += part.size
                     marks += part.marks

@@ -15,13 +15,14 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 
 from cdc.config import Config, for_asyncpg
-from cdc.errors import CdcError, SetupError, SlotInUse
-from cdc.identifiers import quote
+from cdc.errors import CdcError, ConfigurationError, SetupError, SlotInUse
+from cdc.identifiers import quote, quote_qualified
+from cdc.routing.patterns import nearest
 from cdc.routing.router import build_all_routes
 from cdc.source import catalog, heartbeat, publication, slot
 from cdc.source.connection import Connection
 from cdc.source.connection import connect as connect_source
-from cdc.target import migrations, position
+from cdc.target import migrations, position, table_state
 from cdc.target.session import Session
 from cdc.target.session import connect as connect_target
 
@@ -70,8 +71,8 @@ async def _set_up_source(config: Config, source: Connection, tables: Sequence[ca
             _refuse_foreign_publications(existing.values(), {table.name for table in tables})
     elif missing := [name for name in names if name not in existing]:
         raise SetupError(
-            f"the source has no publication {', '.join(missing)}, and manage_publications = false leaves them to "
-            f"somebody else: create them there, or correct source.publications"
+            f"the source has no publication{'s' if len(missing) > 1 else ''} {' and no '.join(missing)}, and "
+            f"manage_publications = false leaves that to somebody else: create it there, or correct source.publications"
         )
     await heartbeat.ensure(source, config.pipeline)
     say(f"source: the heartbeat of pipeline {config.pipeline} {'is created' if is_first else 'was there'}")
@@ -105,76 +106,125 @@ async def _set_up_target(config: Config, session: Session, name: str, say: Say) 
         say(f"{name}: the schema cdc was up to date")
 
 
-async def teardown(config: Config, say: Say) -> None:
+def teardown_scope(config: Config, target: str | None) -> str:
+    """What `teardown` would remove, for the question that comes first. Raises `ConfigurationError` for no target."""
+    if target is not None and target not in config.targets:
+        guess = nearest(target, config.targets)
+        raise ConfigurationError(
+            f"--target: there is no target {target}{f'; did you mean {guess}?' if guess else ''}; "
+            f"the configuration has {', '.join(config.targets)}"
+        )
+    if _is_partial(config, target):
+        return f"the position of pipeline {config.pipeline} in target {target}, and nothing else"
+    return (
+        f"the pipeline {config.pipeline}: its slots, publications and heartbeat at the source, and its positions in "
+        f"{', '.join(config.targets)}"
+    )
+
+
+def _is_partial(config: Config, target: str | None) -> bool:
+    """Whether something of the pipeline is left: without its only target nothing is."""
+    return target is not None and len(config.targets) > 1
+
+
+async def teardown(config: Config, say: Say, *, target: str | None = None) -> None:
     """Remove what `setup` and a bootstrap made. Nothing is removed unless the source and every target can be reached.
 
-    Raises `SlotInUse` while a worker streams, before anything is removed.
+    With ``target`` only what is in that one, so that it can be loaded again; the slot and the other targets stay, and
+    the others need not be reached. The only target of a pipeline goes together with the pipeline. Raises `SlotInUse`
+    while a worker streams, before anything is removed.
     """
+    teardown_scope(config, target)
+    is_partial = _is_partial(config, target)
     async with AsyncExitStack() as stack:
         source = await connect_source(
             config.source.dsn.get_secret_value(), application_name=f"{config.source.application_name} teardown"
         )
         stack.push_async_callback(source.close)
         sessions: dict[str, Session] = {}
-        for name, target in config.targets.items():
+        for name, settings in config.targets.items():
+            if is_partial and name != target:
+                continue
             sessions[name] = await connect_target(
-                for_asyncpg(target.dsn.get_secret_value()),
+                for_asyncpg(settings.dsn.get_secret_value()),
                 application_name=f"cdc teardown {config.pipeline}",
                 target=name,
             )
             stack.push_async_callback(sessions[name].close)
+        slots = await _our_slots(config, source)
         is_set_up = await heartbeat.read(source, config.pipeline) is not None
         if is_set_up:
-            await _drop_slots(config, source, say)
+            _refuse_slots_in_use(slots)
+            lane = f"{config.source.slot}{slot.LANE_SEPARATOR}{target}"
+            await _drop_slots(source, [one for one in slots if not is_partial or one.name == lane], say)
         for name, session in sessions.items():
             await _tear_down_target(config, session, name, say)
-        if is_set_up:
+        if is_partial:
+            say(f"to load {target} again: empty its tables, run `cdc setup` and `cdc bootstrap --from live`")
+        elif is_set_up:
+            await _name_other_slots(config, source, say)
             await _tear_down_source(config, source, say)
         else:
             say(f"source: nothing of pipeline {config.pipeline} was there")
 
 
-async def _drop_slots(config: Config, source: Connection, say: Say) -> None:
-    """Drop the shared slot and those of the configured targets' lanes; others that look like ours are only named."""
+async def _our_slots(config: Config, source: Connection) -> list[slot.Slot]:
+    """The shared slot and those of the configured targets' lanes, as far as they exist."""
     ours = {config.source.slot} | {f"{config.source.slot}{slot.LANE_SEPARATOR}{name}" for name in config.targets}
     slots = await slot.read_slots(source, config.source.slot)
     database = source.info.dbname
-    mine = [
-        found for found in slots if found.name in ours and found.plugin == slot.PLUGIN and found.database == database
-    ]
-    for found in mine:
+    return [found for found in slots if found.name in ours and found.plugin == slot.PLUGIN and found.database == database]
+
+
+def _refuse_slots_in_use(slots: Sequence[slot.Slot]) -> None:
+    for found in slots:
         if found.active:
             raise SlotInUse(
                 f"the slot {found.name} is in use by the process {found.active_pid} of the source: stop the worker "
                 f"(`cdc run`) first; nothing was removed"
             )
-    for found in mine:
+
+
+async def _drop_slots(source: Connection, slots: Sequence[slot.Slot], say: Say) -> None:
+    for found in slots:
         if await slot.drop_slot(source, found.name):
             say(f"source: the slot {found.name} is dropped")
-    for found in slots:
-        if found not in mine:
-            say(
-                f"source: the slot {found.name} stays: it belongs to no target of this configuration "
-                f"(SELECT pg_drop_replication_slot('{found.name}') drops it)"
-            )
+
+
+async def _name_other_slots(config: Config, source: Connection, say: Say) -> None:
+    """Those that look like ours and stay."""
+    for other in await slot.read_slots(source, config.source.slot):
+        say(
+            f"source: the slot {other.name} stays: it belongs to no target of this configuration "
+            f"(SELECT pg_drop_replication_slot('{other.name}') drops it)"
+        )
 
 
 async def _tear_down_target(config: Config, session: Session, name: str, say: Say) -> None:
     if len(await migrations.pending(session)) == len(migrations.known()):
         say(f"{name}: nothing of pipeline {config.pipeline} was there")
         return
+    tables = sorted({quote_qualified(t.target_schema, t.target_table) for t in await _tables(config, session)})
     if await position.forget(session, config.pipeline):
         await migrations.remove(session)
         say(f"{name}: the schema cdc is removed; the tables and their rows stay")
     else:
         say(f"{name}: the position is removed; the schema cdc stays, another pipeline uses it")
+    if tables:
+        say(f"{name}: before it can be loaded again: TRUNCATE {', '.join(tables)};")
+
+
+async def _tables(config: Config, session: Session) -> list[table_state.TableState]:
+    """The tables that were loaded; none where the schema is older than they are."""
+    return [] if await migrations.pending(session) else await table_state.read(session, config.pipeline)
 
 
 async def _tear_down_source(config: Config, source: Connection, say: Say) -> None:
     if config.source.manage_publications:
         existing = await publication.read(source, config.source.publication_names)
         if foreign := [name for name, found in existing.items() if found.all_tables or found.schemas]:
-            say(f"source: the publication {', '.join(map(quote, foreign))} stays: `cdc setup` makes none of this kind")
+            for name in foreign:
+                say(f"source: the publication {quote(name)} stays: `cdc setup` makes none of this kind")
         else:
             for name in await publication.drop(source, config.source.publication):
                 say(f"source: the publication {name} is dropped")

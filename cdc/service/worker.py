@@ -8,6 +8,7 @@ and its deploys overlap: hazard 5). Only a configuration that cannot work ends i
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,11 @@ from cdc.service.lane import Lane
 
 _log = structlog.get_logger(__name__)
 
+GARBAGE_THRESHOLD = 200_000
+"""After how many new containers the youngest generation is looked through for cycles. A batch makes tens of thousands
+of lists that live until its commit and hold no cycle; looking through them each 700 costs a third of the worker's time
+under a load of small transactions (2.7 s of CPU against 1.8 for 30,000 of pgbench's), and frees nothing."""
+
 
 async def run(config: Config) -> None:
     """Replicate until told to stop.
@@ -32,6 +38,8 @@ async def run(config: Config) -> None:
     Then what was begun is finished or rolled back, what is durable is confirmed, and the slot is released, all within
     20 seconds. Raises `ConfigurationError` when the metrics address cannot be listened on.
     """
+    gc.set_threshold(GARBAGE_THRESHOLD, 50, 100)
+    gc.freeze()
     stop = asyncio.Event()
     logs.guard_process(asyncio.get_running_loop())
     with _signals(stop.set), structlog.contextvars.bound_contextvars(pipeline=config.pipeline):

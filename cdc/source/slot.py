@@ -20,6 +20,10 @@ LANE_SEPARATOR = "__"
 """A lane's slot is named ``<slot>__<target>``."""
 
 
+_LOAD_ALL_AGAIN = "`cdc teardown`, empty their tables, `cdc setup`, `cdc bootstrap --from live`"
+"""What is left when the slot is gone or lost: nothing joins any target to the stream again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """One row of ``pg_replication_slots`` (PostgreSQL's manual, chapter "System Views").
@@ -71,8 +75,9 @@ def refusal(slot: Slot | None, name: str, database: str) -> TerminalError | None
     """
     if slot is None:
         return ResyncNeeded(
-            f"the source has no slot {name}: what was committed since it vanished cannot be streamed; bootstrap the "
-            f"targets again (`cdc bootstrap`)"
+            f"the source has no slot {name}: if no target has been loaded yet, run `cdc setup` and `cdc bootstrap "
+            f"--from live`. Otherwise what was committed since it vanished cannot be streamed: bootstrap the targets "
+            f"again ({_LOAD_ALL_AGAIN})"
         )
     if slot.slot_type != "logical" or slot.plugin != PLUGIN:
         return SetupError(
@@ -87,7 +92,7 @@ def refusal(slot: Slot | None, name: str, database: str) -> TerminalError | None
     if slot.is_lost:
         reason = slot.invalidation_reason or "WAL that it needs was removed (max_slot_wal_keep_size)"
         return ResyncNeeded(
-            f"the slot {name} is lost: {reason}; drop it and bootstrap the targets again (`cdc bootstrap`)",
+            f"the slot {name} is lost: {reason}; drop it and bootstrap the targets again ({_LOAD_ALL_AGAIN})",
             sql=f"SELECT pg_drop_replication_slot('{name}');",
         )
     return None

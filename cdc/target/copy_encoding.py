@@ -8,11 +8,11 @@ below are generators: rows are read while the server takes in those before them,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from struct import Struct
 
 from cdc.changes.row_reader import Fields, FormatChanged, RowReader
-from cdc.pgoutput.tuples import FIRST_TUPLE, UNCHANGED, UnexpectedFormat, read_fields
+from cdc.pgoutput.tuples import UNCHANGED, UnexpectedFormat
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
@@ -20,6 +20,10 @@ TRAILER = b"\xff\xff"
 CHUNK_BYTES = 256 * 1024
 """How much is handed to the connection at once. Between two chunks the other tasks of the worker get their turn, so
 this bounds how long they wait (some 10 ms of encoding); smaller chunks cost more calls and gain nothing."""
+
+STRETCH_BYTES = 64 * 1024
+"""How much is read at once. Some hundred rows of usual size are enough to make a call's fixed cost vanish; a row of
+many megabytes comes alone, so that memory holds it once as a message and once as COPY's bytes."""
 
 _COUNT = Struct(">H")
 _ORDINAL = Struct(">Hiq")
@@ -37,26 +41,46 @@ async def messages_stream(runs: Iterable[tuple[RowReader, Sequence[bytes]]], col
     prefix = _COUNT.pack(columns)
     pieces = [HEADER]
     append, size = pieces.append, 0
-    for reader, messages in runs:
-        wire, pick = reader.wire, reader.pick
+    for reader, messages in _stretched(runs):
         try:
-            for message in messages:
-                row, _ = read_fields(message, FIRST_TUPLE, wire)
-                fields = row if pick is None else pick(row)
+            for fields in reader.new_rows(messages):
                 if UNCHANGED in fields:
                     raise NotSent
                 append(prefix)
                 pieces += fields
-                size += len(message)
-                if size > CHUNK_BYTES:
-                    yield b"".join(pieces)
-                    pieces.clear()
-                    size = 0
-                    await asyncio.sleep(0)
         except UnexpectedFormat as error:
             raise FormatChanged(reader.relation, error.column_index) from None
+        size += sum(map(len, messages))
+        if size > CHUNK_BYTES:
+            yield b"".join(pieces)
+            pieces.clear()
+            size = 0
+            await asyncio.sleep(0)
     append(TRAILER)
     yield b"".join(pieces)
+
+
+def _stretched(runs: Iterable[tuple[RowReader, Sequence[bytes]]]) -> Iterator[tuple[RowReader, Sequence[bytes]]]:
+    """The messages of runs, at most `STRETCH_BYTES` at once (but one at least), joined as long as one reader follows.
+
+    Under a load of small transactions a run has one row, and a call for each would cost more than the row.
+    """
+    reader: RowReader | None = None
+    stretch: list[bytes] = []
+    size = 0
+    for following, messages in runs:
+        if stretch and reader is not None and following is not reader:
+            yield reader, stretch
+            stretch, size = [], 0
+        reader = following
+        for message in messages:
+            stretch.append(message)
+            size += len(message)
+            if size >= STRETCH_BYTES:
+                yield reader, stretch
+                stretch, size = [], 0
+    if stretch and reader is not None:
+        yield reader, stretch
 
 
 async def rows_stream(

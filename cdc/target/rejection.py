@@ -20,6 +20,7 @@ import asyncpg
 
 from cdc.changes.transaction import Kind, Part
 from cdc.errors import BatchRejected, ServerError, TableStopped, TransientError
+from cdc.target.remedies import load_table_again
 from cdc.target.session import server_error, translate
 from cdc.target.table_plan import TablePlan, TableShape
 
@@ -138,7 +139,8 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
             server=server,
         )
     sql = None
-    differs = "so source and target differ: load this table again"
+    again = load_table_again(plan.source_table, target)
+    differs = f"so source and target differ: load this table again ({again})"
     match refused.reason:
         case Reason.MISSING:
             sentence = f"{change} of {which} finds no row, {differs}."
@@ -149,7 +151,8 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
         case Reason.KEY_NOT_SENT:
             sentence = (
                 f"{change} of {which} has a key value that is stored out of line and that the source did not send; "
-                "minor releases of PostgreSQL since February 2022 send it. Update the source and load this table again."
+                "minor releases of PostgreSQL since February 2022 send it. Update the source, and then load this table "
+                f"again ({again})."
             )
         case Reason.NOT_IDENTIFIED:
             sentence = (
@@ -158,7 +161,7 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
         case Reason.SHARED_TRUNCATE:
             sentence = (
                 f"{which} truncates the source's table, but other tables are routed to this one, too, so that "
-                "nobody can tell which rows are to go. Load this table again."
+                f"nobody can tell which rows are to go: load this table again ({again})."
             )
         case _ if server is not None and server.sqlstate == _UNKNOWN_LABEL:
             sentence, sql = _unknown_label(plan, which, server)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cdc.changes.accumulator import Accumulator, UnknownTypes
+from cdc.changes.accumulator import PART_OVERHEAD, ROW_OVERHEAD, RUN_OVERHEAD, Accumulator, UnknownTypes
 from cdc.changes.relation import DataType, ReplicaIdentity
 from cdc.changes.transaction import Kind, Mark, Part, Run, Truncation
 from cdc.errors import ProtocolError
@@ -67,7 +67,8 @@ def test_a_transaction_is_handed_out_only_when_it_is_whole() -> None:
 
 
 def test_a_large_transaction_is_cut_and_only_its_last_part_knows_the_end() -> None:
-    parts = fed(begin(1), relation(7), *[insert(7)] * 10, commit(1), part_bytes=4 * len(insert(7)))
+    limit = PART_OVERHEAD + RUN_OVERHEAD + 4 * (len(insert(7)) + ROW_OVERHEAD)
+    parts = fed(begin(1), relation(7), *[insert(7)] * 10, commit(1), part_bytes=limit)
     assert [part.row_count for part in parts] == [5, 5, 0]
     assert [part.is_first for part in parts] == [True, False, False]
     assert [part.end_lsn for part in parts] == [None, None, Lsn(15)]
