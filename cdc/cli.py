@@ -137,7 +137,8 @@ def teardown(
     context: typer.Context,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     target: Annotated[
-        str | None, typer.Option("--target", help="Only this target; the source and the other targets stay as they are.")
+        str | None,
+        typer.Option("--target", help="Only this target; the source and the other targets stay as they are."),
     ] = None,
 ) -> None:
     """Remove exactly what setup and bootstrap created, slots included. The rows of the targets stay."""
@@ -161,13 +162,17 @@ def bootstrap(
         list[str] | None,
         typer.Option("--again", help="A table (schema.table at the source) to empty and load again; can be repeated."),
     ] = None,
-    target: Annotated[str | None, typer.Option("--target", help="Where --again does so; everywhere unless given.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Where --again does so; everywhere unless given.")
+    ] = None,
 ) -> None:
     """Load all targets and create the slot. Killed half way, it resumes with the tables that remain."""
     if again and origin is Origin.NONE:
         raise typer.BadParameter("it copies rows: use it with --from live", param_hint="--again")
     if target is not None and not again:
-        raise typer.BadParameter("it says where --again loads tables again: name them with --again", param_hint="--target")
+        raise typer.BadParameter(
+            "it says where --again loads tables again: name them with --again", param_hint="--target"
+        )
     config = _load(context)
     if origin is Origin.NONE:
         from cdc.bootstrap import assumed
@@ -200,9 +205,7 @@ def run(context: typer.Context) -> None:
 def status(
     context: typer.Context,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it, until Ctrl-C.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print it as JSON; with --watch one object a line.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON; with --watch one object a line.")] = False,
 ) -> None:
     """Show every target, table and slot as the databases hold them; works while the worker is down."""
     config = _load(context)

@@ -1,8 +1,9 @@
 """Tables that are loaded already and shall be loaded once more, because somebody asked for it.
 
-Such a table is recorded as ``copying``, like one whose load was interrupted: the run empties it and copies it, and if it
-is killed the next one does, whether it is asked again or not. It is emptied also where `cdc` did not create it, since the
-operator named it. Tables that no load of ours ever filled are refused: whatever they hold is not ours (invariant 9).
+Such a table is recorded as ``copying``, like one whose load was interrupted: the run empties it and copies it, and if
+it is killed the next one does, whether it is asked again or not. It is emptied also where `cdc` did not create it,
+since the operator named it. Tables that no load of ours ever filled are refused: whatever they hold is not ours
+(invariant 9).
 """
 
 from __future__ import annotations

@@ -65,6 +65,6 @@ async def _assume(run: Run, snapshot: Snapshot) -> None:
                         await mark_streaming(session, run.config.pipeline, route, consistent_from=lsn)
                 await hold_fence(session.connection, loading.access)
         run.warnings.append(
-            f"target {loading.name}: what {len(loads)} of its tables hold is taken for what the source held at {lsn}; "
+            f"target {loading.name}: its tables ({len(loads)}) are taken to hold what the source held at {lsn}; "
             f"whatever was written to the source between their load and then is missing and will not be replicated"
         )

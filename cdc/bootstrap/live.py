@@ -53,9 +53,10 @@ async def bootstrap(
 ) -> Summary:
     """Load every target of ``config`` with what its routes name, as far as it is not loaded yet.
 
-    ``again`` are tables that are emptied and loaded although they are loaded already. ``jobs`` ranges are copied at the same time, each of about ``range_bytes``. When it returns every target is ready
-    for `cdc run`: all of its tables hold what was committed before their ``consistent_from``, with primary keys and, on
-    targets that follow, the other indexes.
+    ``again`` are tables that are emptied and loaded although they are loaded already. ``jobs`` ranges are copied at the
+    same time, each of about ``range_bytes``. When it returns every target is ready for `cdc run`: all of its tables
+    hold what was committed before their ``consistent_from``, with primary keys and, on targets that follow, the other
+    indexes.
 
     Raises `ConfigurationError` for ``again`` that names what was never loaded; `SetupError` before ``cdc setup``, for
     rows that are not ours, and for tables that cannot be written;

@@ -144,8 +144,9 @@ async def open_run(
 ) -> Run:
     """Read the source, take the targets, and refuse whatever speaks against a load; only then touch the slot.
 
-    ``again`` are tables that are loaded already and shall be once more. ``must_be_empty``: tables that are yet to be loaded may hold no rows of somebody else (a live copy); otherwise they
-    have to exist (targets that hold everything already).
+    ``again`` are tables that are loaded already and shall be once more. ``must_be_empty``: tables that are yet to be
+    loaded may hold no rows of somebody else (a live copy); otherwise they have to exist (targets that hold everything
+    already).
     """
     name = application_name(config)
     warnings: list[str] = []

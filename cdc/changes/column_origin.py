@@ -1,7 +1,8 @@
 """How a column of the source came to be, as far as the source's catalog knows it now.
 
-The stream says that a column is there, not what it put into the rows that were there before it: ``ADD COLUMN … DEFAULT``
-changes them without a single change message (hazard 14). The catalog knows that, until the table is rewritten.
+The stream says that a column is there, not what it put into the rows that were there before it: ``ADD COLUMN …
+DEFAULT`` changes them without a single change message (hazard 14). The catalog knows that, until the table is
+rewritten.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from dataclasses import dataclass
 class ColumnOrigin:
     """What the catalog says of one column. It is DDL's, never a row's.
 
-    ``filled_with`` is the text of the value that ``ADD COLUMN … DEFAULT`` gave to the rows that were there, computed once
-    (``pg_attribute.attmissingval``); `None` when it gave none. ``may_be_filled``: those rows may have got values all the
-    same, because the column has a default and the table has been rewritten, by that or by something later; nothing tells
-    which. ``is_behind_dropped``: a column that stood before it has been dropped, so that it may have come in its place.
+    ``filled_with`` is the text of the value that ``ADD COLUMN … DEFAULT`` gave to the rows that were there, computed
+    once (``pg_attribute.attmissingval``); `None` when it gave none. ``may_be_filled``: those rows may have got values
+    all the same, because the column has a default and the table has been rewritten, by that or by something later;
+    nothing tells which. ``is_behind_dropped``: a column that stood before it has been dropped, so that it may have come
+    in its place.
     """
 
     filled_with: str | None

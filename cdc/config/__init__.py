@@ -7,10 +7,11 @@ are `SecretStr`, they print without their password, and no error repeats them.
 
 from cdc.config.dsn import describe, for_asyncpg, redact
 from cdc.config.loading import load
-from cdc.config.model import Config, LogsConfig, SourceConfig, TableConfig, TargetConfig, WorkerConfig
+from cdc.config.model import ALL_TARGETS, Config, LogsConfig, SourceConfig, TableConfig, TargetConfig, WorkerConfig
 from cdc.config.show import as_toml
 
 __all__ = [
+    "ALL_TARGETS",
     "Config",
     "LogsConfig",
     "SourceConfig",

@@ -51,13 +51,12 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     environ = os.environ if environ is None else environ
     file, document = _read_file(path, environ)
     is_absent = document is None
-    document = document or {}
     problems: dict[Key, str] = {}
-    from_file = _interpolate(document, environ, (), problems)
+    from_file = _interpolate(document or {}, environ, (), problems)
     unreadable = set(problems)
     from_environment = _read_environment(environ, problems)
     merged = _fill_in(_merge(from_file, from_environment), environ)
-    origin = _Origin(file, from_file, from_environment, environ)
+    origin = _Origin(None if is_absent else file, from_file, from_environment, environ)
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
@@ -218,7 +217,7 @@ class _Origin:
     """Says where a key was written: in which variable, or in the file."""
 
     def __init__(
-        self, file: Path, from_file: dict[str, Any], from_environment: dict[str, Any], environ: Mapping[str, str]
+        self, file: Path | None, from_file: dict[str, Any], from_environment: dict[str, Any], environ: Mapping[str, str]
     ) -> None:
         self._file = file
         self._from_file = from_file
@@ -232,7 +231,7 @@ class _Origin:
         for length in range(len(key), 0, -1):
             if _variable(key[:length]) in self._names and _has(self._from_environment, key[:length]):
                 return f"{name} (environment variable {_variable(key[:length])})"
-        return f"{self._file}: {name}"
+        return name if self._file is None else f"{self._file}: {name}"
 
     def hint(self, key: Key) -> str:
         """For a target that only the environment knows: the one of the file that was probably meant."""

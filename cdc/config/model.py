@@ -312,8 +312,8 @@ class Config(BaseSettings):
     def _no_target_is_all(cls, targets: dict[str, TargetConfig]) -> dict[str, TargetConfig]:
         if ALL_TARGETS in targets:
             raise ValueError(
-                f'a target cannot be named "{ALL_TARGETS}": that is the label of the metrics that belong to no single '
-                "target"
+                f'holds a target named "{ALL_TARGETS}", which is the label of the metrics that belong to no single '
+                "target; choose another name"
             )
         return targets
 

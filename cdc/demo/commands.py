@@ -8,6 +8,7 @@ program is in a session of its own.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -22,8 +23,16 @@ STOP_TIMEOUT_S = 20.0
 
 _GUARD = 'trap \'\' INT TERM HUP QUIT; read -r word; [ "$word" = done ] || kill -9 "$1"'
 
+_PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
+
 _TOLD = 12
 """Lines of a program's log that are shown when it fails."""
+
+
+def _end_with_parent() -> None:
+    """Runs in the child before its program: the kernel kills it when the demo ends before its guard watches."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Program:
@@ -46,6 +55,7 @@ class Program:
                 stdout=output,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
         try:
             guard = await asyncio.create_subprocess_exec(

@@ -20,9 +20,10 @@ from typing import cast
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from cdc.config import ALL_TARGETS
 from cdc.errors import CdcError
 from cdc.observe import names
-from cdc.observe.names import ALL_TARGETS, Metric, MetricKind
+from cdc.observe.names import Metric, MetricKind
 
 # The `_created` series of every counter and histogram are noise that no query of ours uses, under names we do not list.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it unannotated

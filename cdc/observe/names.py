@@ -14,9 +14,6 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-ALL_TARGETS = "all"
-"""The ``target`` label of what all targets of a pipeline share. No target may have this name."""
-
 BASE_LABELS = ("pipeline", "target")
 
 

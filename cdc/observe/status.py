@@ -7,13 +7,13 @@ picture, not an error. Nothing here holds a row value; the errors are our own se
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -24,7 +24,12 @@ UNREACHABLE = "unreachable"
 NOT_SET_UP = "not set up"
 STREAMING = "streaming"
 
+FULL_WIDTH = 100
+"""Columns that show everything, with names of the usual length and numbers of ten digits."""
+
 _MIB = 1024**2
+# A table's name of this length leaves room for the numbers on a terminal of 80 columns.
+_LONG_NAME = 32
 # When a slot has less than this left, there may be no time to look for the cause first.
 _LITTLE_HEADROOM_BYTES = 1024 * _MIB
 # A healthy target is this many seconds behind at most, with the heartbeat interval that is the default.
@@ -137,12 +142,15 @@ class PipelineStatus:
     @property
     def healthy(self) -> bool:
         """Whether the source answers, something reads the slot, and every table of every target streams."""
-        shared = next((slot for slot in self.source.slots if slot.name == self.slot), None)
         return (
-            shared is not None
-            and shared.active
+            self._shared_slot is not None
+            and self._shared_slot.active
             and all(target.state == STREAMING and not target.stopped_tables for target in self.targets)
         )
+
+    @property
+    def _shared_slot(self) -> SlotStatus | None:
+        return next((slot for slot in self.source.slots if slot.name == self.slot), None)
 
     def to_dict(self) -> dict[str, Any]:
         """The picture as plain data: LSNs in PostgreSQL's notation, times in ISO 8601."""
@@ -154,17 +162,29 @@ class PipelineStatus:
         """The picture as indented JSON."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
-    def render(self, previous: PipelineStatus | None = None, *, all_tables: bool = True) -> RenderableType:
-        """Tables for a terminal of 100 columns; with a ``previous`` picture, rows per second as well.
+    def to_line(self) -> str:
+        """The picture as JSON on one line."""
+        return json.dumps(self.to_dict(), ensure_ascii=False)
 
-        Without ``all_tables`` only those tables are listed that are not streaming.
+    def show(self, console: Console) -> None:
+        """Print it, in full where there is no terminal whose width could be too small."""
+        console.print(self.render(width=fit(console)))
+
+    def render(
+        self, previous: PipelineStatus | None = None, *, all_tables: bool = True, width: int = FULL_WIDTH
+    ) -> RenderableType:
+        """Tables for a terminal of ``width`` columns; with a ``previous`` picture, rows per second as well.
+
+        Without ``all_tables`` only those tables are listed that are not streaming. Below `FULL_WIDTH` each table lacks
+        its least important columns, so that names and numbers keep their width.
         """
-        parts: list[RenderableType] = [self._headline(), self._target_table(previous)]
-        parts += [_slot_table(self.source.slots, self.slot)] if self.source.slots else []
+        is_narrow = width < FULL_WIDTH
+        parts: list[RenderableType] = [self._headline(), self._target_table(previous, is_narrow=is_narrow)]
+        parts += [_slot_table(self.source.slots, self.slot, is_narrow=is_narrow)] if self.source.slots else []
         for target in self.targets:
             listed = [table for table in target.tables if all_tables or table.state != STREAMING]
             if listed:
-                parts.append(_table_table(target.name, listed))
+                parts.append(_table_table(target.name, listed, is_narrow=is_narrow))
         parts += self._complaints()
         return Group(*parts)
 
@@ -173,31 +193,35 @@ class PipelineStatus:
         if not self.source.up:
             return line.append("unreachable", style="bold red")
         line.append("up", style="green")
+        if self._shared_slot is not None and not self._shared_slot.active:
+            line.append("   no worker is running (the slot is not in use)", style="bold red")
         line.append(f"   WAL {self.source.wal_position}")
         if self.source.heartbeat_age_s is None:
             return line.append("   no heartbeat yet", style="yellow")
         style = "yellow" if self.source.heartbeat_age_s > _NOTICEABLE_LAG_S else ""
         return line.append(f"   last heartbeat {duration(self.source.heartbeat_age_s)} ago", style=style)
 
-    def _target_table(self, previous: PipelineStatus | None) -> Table:
+    def _target_table(self, previous: PipelineStatus | None, *, is_narrow: bool) -> Table:
         rate = ("rows/s >",) if previous else ()
-        table = _table(
-            "target", "state", "position", "lag >", "behind >", "rows >", *rate, "transactions >", "tables >"
-        )
+        behind = () if is_narrow and previous else ("behind >",)
+        transactions = () if is_narrow else ("transactions >",)
+        headers = ("state", "position", "lag >", *behind, "rows >", *rate, *transactions, "tables >")
+        table = _table("target", *headers, names=[target.name for target in self.targets])
         before = {target.name: target for target in previous.targets} if previous else {}
         elapsed = (self.at - previous.at).total_seconds() if previous else 0.0
         for target in self.targets:
             known = bool(target.tables)
             late = target.lag_s is not None and target.lag_s > _NOTICEABLE_LAG_S
+            applied = f"{target.transactions:,}" if target.transactions is not None else "-"
             table.add_row(
                 target.name,
                 _coloured(target.state),
                 _or_dash(target.position),
                 Text(duration(target.lag_s), style="yellow" if late else ""),
-                size(target.lag_bytes),
+                *([size(target.lag_bytes)] if behind else []),
                 f"{target.rows_applied:,}" if known else "-",
                 *([_rate(target, before.get(target.name), elapsed)] if previous else []),
-                f"{target.transactions:,}" if target.transactions is not None else "-",
+                *([applied] if transactions else []),
                 _count(target) if known else "-",
             )
         return table
@@ -206,12 +230,10 @@ class PipelineStatus:
         said: list[Text] = []
         if self.source.error:
             said.append(Text.assemble(("source  ", "bold red"), self.source.error))
-        elif not any(slot.name == self.slot for slot in self.source.slots):
-            said.append(
-                Text.assemble(
-                    ("source  ", "bold red"), f"has no slot {self.slot}: a bootstrap creates it (cdc bootstrap)"
-                )
-            )
+        elif self._shared_slot is None:
+            loaded = any(target.position is not None for target in self.targets)
+            meaning = "the targets can only be loaded again" if loaded else "cdc bootstrap --from live creates it"
+            said.append(Text.assemble(("source  ", "bold red"), f"has no slot {self.slot}: {meaning}"))
         for target in self.targets:
             if target.last_error:
                 at = f" ({target.last_error_at:%Y-%m-%d %H:%M:%S} UTC)" if target.last_error_at else ""
@@ -272,42 +294,60 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _table(*headers: str) -> Table:
-    """A table; a header that ends in ``>`` is a column of numbers. Where room is short, the first column is folded."""
+def fit(console: Console) -> int:
+    """The width to show a picture in. What is no terminal has no width of its own, so it gets `FULL_WIDTH` at least."""
+    if not console.is_terminal:
+        console.width = max(console.width, FULL_WIDTH)
+    return console.width
+
+
+def _table(first: str, *headers: str, names: Sequence[str], is_folded: bool = False) -> Table:
+    """A table whose first column holds ``names``; a header that ends in ``>`` is a column of numbers.
+
+    Names keep their width, unless ``is_folded``: then they make room for the other columns.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    for index, header in enumerate(headers):
+    width = None if is_folded else max(map(len, names), default=0)
+    table.add_column(first, no_wrap=not is_folded, min_width=width, overflow="fold")
+    for header in headers:
         justify: Literal["left", "right"] = "right" if header.endswith(">") else "left"
-        table.add_column(header.rstrip(" >"), justify=justify, no_wrap=index > 0, overflow="fold")
+        table.add_column(header.rstrip(" >"), justify=justify, no_wrap=True, overflow="fold")
     return table
 
 
-def _slot_table(slots: tuple[SlotStatus, ...], shared: str) -> Table:
-    table = _table("slot", "active", "WAL status", "retained >", "headroom >", "confirmed >", "restart >")
-    for slot in slots:
+def _slot_table(slots: tuple[SlotStatus, ...], shared: str, *, is_narrow: bool) -> Table:
+    names = [slot.name + (" (shared)" if slot.name == shared and len(slots) > 1 else "") for slot in slots]
+    least = () if is_narrow else ("restart >",)
+    table = _table("slot", "active", "WAL status", "retained >", "headroom >", "confirmed >", *least, names=names)
+    for name, slot in zip(names, slots, strict=True):
         scarce = slot.headroom_bytes is not None and slot.headroom_bytes < _LITTLE_HEADROOM_BYTES
         headroom = (
             "no limit" if slot.headroom_bytes is None and slot.wal_status != "lost" else size(slot.headroom_bytes)
         )
         table.add_row(
-            escape(slot.name) + (" (shared)" if slot.name == shared and len(slots) > 1 else ""),
+            escape(name),
             Text("yes", style="green") if slot.active else Text("no", style="bold red"),
             _coloured(slot.wal_status or "-"),
             size(slot.retained_bytes),
             Text(headroom, style="bold red" if scarce else ""),
             _or_dash(slot.confirmed_flush_lsn),
-            _or_dash(slot.restart_lsn),
+            *([] if is_narrow else [_or_dash(slot.restart_lsn)]),
         )
     return table
 
 
-def _table_table(target: str, tables: list[TableStatus]) -> Table:
-    table = _table(f"{target}: table", "state", "position", "behind >", "inserted >", "updated >", "deleted >")
-    for one in tables:
-        renamed = f" → {one.target_name}" if one.target_name != one.source_name else ""
+def _table_table(target: str, tables: list[TableStatus], *, is_narrow: bool) -> Table:
+    names = [
+        one.source_name + (f" → {one.target_name}" if one.target_name != one.source_name else "") for one in tables
+    ]
+    least = () if is_narrow else ("position",)
+    headers = ("state", *least, "behind >", "inserted >", "updated >", "deleted >")
+    table = _table(f"{target}: table", *headers, names=names, is_folded=max(map(len, names)) > _LONG_NAME)
+    for name, one in zip(names, tables, strict=True):
         table.add_row(
-            escape(one.source_name + renamed),
+            escape(name),
             _coloured(one.state),
-            _or_dash(one.position),
+            *([] if is_narrow else [_or_dash(one.position)]),
             size(one.lag_bytes),
             f"{one.inserts:,}",
             f"{one.updates:,}",

@@ -39,7 +39,7 @@ _INDENT = " " * 10
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What the source has: its tables by ``schema.table``, its slots that look like this pipeline's, its columns' past."""
+    """What the source has: tables by name, how their columns came to be by the table's oid, and slots like ours."""
 
     tables: Mapping[str, SourceTable]
     origins: Mapping[int, Mapping[str, ColumnOrigin]]
@@ -79,7 +79,10 @@ async def check(config: Config) -> list[Finding]:
     for task in at_targets:
         findings += task.result()
     if source:
-        findings += await _histories(config, source)
+        compared = await _histories(config, source)
+        # A target that has stored the same refusal has said it already, as of the time when it was stored.
+        said = {(finding.where, finding.subject) for finding in compared}
+        findings = [one for one in findings if not (one.stops and (one.where, one.subject) in said)] + compared
     return findings
 
 
@@ -212,7 +215,12 @@ def render(findings: Sequence[Finding]) -> Iterator[Text]:
     errors = sum(finding.stops for finding in findings)
     warnings = sum(finding.severity is Severity.WARNING for finding in findings)
     verdict = "replication can run" if not errors else "replication cannot run until the errors are mended"
-    yield Text(f"{errors} errors, {warnings} warnings: {verdict}", style="bold red" if errors else "bold green")
+    counted = f"{_count(errors, 'error')}, {_count(warnings, 'warning')}"
+    yield Text(f"{counted}: {verdict}", style="bold red" if errors else "bold green")
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def to_json(findings: Sequence[Finding]) -> str:

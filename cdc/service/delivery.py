@@ -46,6 +46,7 @@ from cdc.service.stops import Stops
 from cdc.service.taking import say_if_lost, take
 from cdc.source.catalog import read_origins
 from cdc.source.connection import connect as connect_source
+from cdc.target import migrations, position
 from cdc.target.history import SourceHistory
 from cdc.target.session import Session, connect
 
@@ -208,19 +209,27 @@ class Delivery:
         self.metrics.state(self.state)
         self.metrics.up(False)
 
-    async def compare(self, history: SourceHistory) -> None:
+    async def compare(self, history: SourceHistory) -> bool:
         """Say in the target that it needs a resync, if it does: the slot is one that nobody can stream from.
 
-        A target that cannot be asked is asked the next time.
+        A target that cannot be asked is asked the next time. Returns whether it may ever have been loaded.
         """
-        with suppress(CdcError):
+        try:
             session = await self._connect()
-            try:
-                refusal = await say_if_lost(session, self._config.pipeline, history)
-            finally:
-                await session.close()
-            if refusal is not None:
-                self._note(refusal)
+        except CdcError:
+            return True
+        try:
+            if len(await migrations.pending(session)) == len(migrations.known()):
+                return False
+            refusal = await say_if_lost(session, self._config.pipeline, history)
+            state = await position.read(session, self._config.pipeline)
+        except CdcError:
+            return True
+        finally:
+            await session.close()
+        if refusal is not None:
+            self._note(refusal)
+        return state is not None and state.position is not None
 
     async def _connect(self) -> Session:
         return await connect(

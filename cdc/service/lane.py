@@ -31,7 +31,7 @@ import structlog
 
 from cdc.changes.accumulator import Accumulator, UnknownTypes
 from cdc.config import Config
-from cdc.errors import CdcError, ResyncNeeded, SlotInUse, SourceUnavailable
+from cdc.errors import CdcError, ResyncNeeded, SetupError, SlotInUse, SourceUnavailable
 from cdc.lsn import INVALID_LSN, Lsn
 from cdc.observe.metrics import LaneMetrics
 from cdc.pgoutput.framing import HEADER, KEEPALIVE, XLOG_DATA, parse_keepalive
@@ -169,11 +169,18 @@ class Lane:
         try:
             await stream.start(self._source.slot, self._source.publication_names, binary=self._binary)
         except ResyncNeeded:
-            await self._compare(catalog, system, switches)
-            raise
+            if await self._compare(catalog, system, switches):
+                raise
+            raise SetupError(
+                "nothing is set up yet: no target has ever been loaded. Run `cdc setup`, then `cdc bootstrap --from "
+                "live`"
+            ) from None
         slot = await read_slot(catalog, self._source.slot)
         if slot is None or slot.confirmed_flush_lsn is None:
-            raise ResyncNeeded(f"the source has no slot {self._source.slot}: bootstrap the targets (`cdc bootstrap`)")
+            raise ResyncNeeded(
+                f"the source has no slot {self._source.slot} any more: bootstrap the targets again (`cdc teardown`, "
+                f"empty their tables, `cdc setup`, `cdc bootstrap --from live`)"
+            )
         self._confirmed = self._received = slot.confirmed_flush_lsn
         for delivery in self._deliveries:
             delivery.begin()
@@ -236,12 +243,15 @@ class Lane:
         await self._stop.wait()
         self._end(None)
 
-    async def _compare(self, catalog: Connection, system: System, switches: Sequence[tuple[int, Lsn]]) -> None:
-        """A slot that is gone or lost: every target that needs it says so itself, for ``cdc status``."""
+    async def _compare(self, catalog: Connection, system: System, switches: Sequence[tuple[int, Lsn]]) -> bool:
+        """A slot that is gone or lost: every target that needs it says so itself, for ``cdc status``.
+
+        Returns whether any target may ever have been loaded: if none was, nothing is lost.
+        """
         history = await self._history(catalog, system, switches, await read_slot(catalog, self._source.slot))
         async with asyncio.TaskGroup() as tasks:
-            for delivery in self._deliveries:
-                tasks.create_task(delivery.compare(history))
+            compared = [tasks.create_task(delivery.compare(history)) for delivery in self._deliveries]
+        return any(task.result() for task in compared)
 
     async def _history(
         self, catalog: Connection, system: System, switches: Sequence[tuple[int, Lsn]], slot: Slot | None

@@ -241,7 +241,9 @@ class OwnedTarget:
             try:
                 origins = None if self.read_origins is None else await self.read_origins(relation)
             except CdcError as refusal:
-                _log.info("the source cannot be asked about a column", table=relation.qualified_name, reason=str(refusal))
+                _log.info(
+                    "the source cannot be asked about a column", table=relation.qualified_name, reason=str(refusal)
+                )
                 return error.explained(None, formerly=formerly)
             self._explained[key] = error.explained(origins, formerly=formerly)
         return self._explained[key]

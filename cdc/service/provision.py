@@ -173,7 +173,9 @@ async def _our_slots(config: Config, source: Connection) -> list[slot.Slot]:
     ours = {config.source.slot} | {f"{config.source.slot}{slot.LANE_SEPARATOR}{name}" for name in config.targets}
     slots = await slot.read_slots(source, config.source.slot)
     database = source.info.dbname
-    return [found for found in slots if found.name in ours and found.plugin == slot.PLUGIN and found.database == database]
+    return [
+        found for found in slots if found.name in ours and found.plugin == slot.PLUGIN and found.database == database
+    ]
 
 
 def _refuse_slots_in_use(slots: Sequence[slot.Slot]) -> None:

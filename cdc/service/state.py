@@ -10,6 +10,7 @@ heartbeat that the target holds (hazard 21).
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -29,6 +30,7 @@ from cdc.observe.status import (
     SourceStatus,
     TableStatus,
     TargetStatus,
+    fit,
 )
 from cdc.source import connection as source_connection
 from cdc.source import heartbeat
@@ -53,19 +55,26 @@ async def read(config: Config) -> PipelineStatus:
         return await observer.look()
 
 
-async def watch(config: Config, *, interval_s: float = WATCH_INTERVAL_S, console: Console | None = None) -> None:
+async def watch(
+    config: Config, *, interval_s: float = WATCH_INTERVAL_S, console: Console | None = None, as_json: bool = False
+) -> None:
     """Show one picture after the other until cancelled (Ctrl-C): in place on a terminal, one below the other elsewhere.
 
-    Tables that stream are left out, so that the picture fits a screen; ``cdc status`` lists them all.
+    Tables that stream are left out, so that the picture fits a screen; ``cdc status`` lists them all. ``as_json``
+    prints each picture, whole, as one object on one line.
     """
     screen = console if console is not None else Console()
     previous: PipelineStatus | None = None
     async with Observer(config) as observer:
-        with Live(console=screen, auto_refresh=False, vertical_overflow="visible") as live:
+        live = None if as_json else Live(console=screen, auto_refresh=False, vertical_overflow="visible")
+        with live or nullcontext():
             while True:
                 seen = await observer.look()
-                picture = seen.render(previous, all_tables=False)
-                if screen.is_terminal:
+                picture = seen.render(previous, all_tables=False, width=fit(screen))
+                if as_json:
+                    screen.file.write(f"{seen.to_line()}\n")
+                    screen.file.flush()
+                elif live is not None and screen.is_terminal:
                     live.update(picture, refresh=True)
                 else:
                     screen.print(picture)

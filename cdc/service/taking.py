@@ -21,6 +21,7 @@ from cdc.service.stops import Stops
 from cdc.target import position, table_state
 from cdc.target.history import SourceHistory, check_history
 from cdc.target.position import Ownership
+from cdc.target.remedies import load_table_again
 from cdc.target.session import Session
 from cdc.target.table_state import TableState
 
@@ -42,7 +43,7 @@ async def take(
     Raises `ResyncNeeded` when the position does not belong to ``history``; the target's row says so, too.
     """
     owned = await position.take(session, pipeline)
-    refusal = check_history(session.where, owned.history, owned.position, history)
+    refusal = check_history(session.where, owned.history, owned.position, history, target=owned.target)
     if refusal is not None:
         await position.record_state(session, pipeline, owned.fence, "needs resync")
         await position.record_error(session, pipeline, str(refusal))
@@ -64,7 +65,7 @@ async def take(
                 _log.warning("table is no longer configured; its rows stay as they are", table=state.source_name)
             for state in resumed:
                 await table_state.resume(session, pipeline, (state.source_schema, state.source_table))
-            await _stop_cut_off(session, pipeline, config, cut_off, metrics)
+            await _stop_cut_off(session, owned, config, cut_off, metrics)
     await target.record_state("streaming")
     await _show_lag(session, pipeline, metrics, heartbeats)
     return target
@@ -78,7 +79,7 @@ async def say_if_lost(session: Session, pipeline: str, history: SourceHistory) -
     state = await position.read(session, pipeline)
     if state is None or state.position is None:
         return None
-    refusal = check_history(session.where, state.history, state.position, history)
+    refusal = check_history(session.where, state.history, state.position, history, target=state.target)
     if refusal is not None:
         await position.record_state(session, pipeline, state.fence, "needs resync")
         await position.record_error(session, pipeline, str(refusal))
@@ -93,7 +94,7 @@ def _is_cut_off(state: TableState, owned: Ownership, history: SourceHistory) -> 
 
 
 async def _stop_cut_off(
-    session: Session, pipeline: str, config: TargetConfig, tables: Sequence[TableState], metrics: TargetMetrics
+    session: Session, owned: Ownership, config: TargetConfig, tables: Sequence[TableState], metrics: TargetMetrics
 ) -> None:
     for state in tables:
         route = route_of(config, state.source_schema, state.source_table)
@@ -101,11 +102,11 @@ async def _stop_cut_off(
             continue
         reason = (
             f"{session.where}: table {state.target_name} stands at {state.position}, and the slot no longer has what "
-            "it lacks: load it again."
+            f"it lacks: load it again ({load_table_again(state.source_name, owned.target)})."
         )
         metrics.table_stopped(state.source_name, "cut_off")
         _log.error("table stopped", table=state.source_name, reason=reason)
-        await table_state.stop(session, pipeline, route, position=state.position, reason=reason)
+        await table_state.stop(session, owned.pipeline, route, position=state.position, reason=reason)
 
 
 async def _show_lag(session: Session, pipeline: str, metrics: TargetMetrics, heartbeats: Heartbeats) -> None:

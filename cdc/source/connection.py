@@ -173,6 +173,11 @@ _NEVER: tuple[tuple[str, str], ...] = (
     ("database .* does not exist", "the database does not exist"),
     ("permission denied for database", "the role may not connect to the database: GRANT CONNECT"),
     ("certificate|does not support ssl|ssl error", "TLS cannot be agreed upon: check sslmode and the certificates"),
+    (
+        "not currently accepting connections",
+        "the database takes no connections: somebody has set ALLOW_CONNECTIONS false, ALTER DATABASE … WITH "
+        "ALLOW_CONNECTIONS true undoes it",
+    ),
     ("not permitted to log in", "the role may not log in: ALTER ROLE … LOGIN"),
 )
 

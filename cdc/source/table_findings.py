@@ -32,7 +32,9 @@ def table_findings(tables: Sequence[SourceTable], routed: Collection[str], *, us
     for table in tables:
         findings += _one_table(table, quote(user))
     if not findings:
-        findings.append(_finding(Severity.OK, "tables", f"{len(tables)} tables can be replicated with all changes"))
+        findings.append(
+            _finding(Severity.OK, "tables", f"{len(tables)} of {len(tables)} can be replicated with all changes")
+        )
     return findings
 
 
@@ -117,7 +119,7 @@ def _managed(
         return [_finding(Severity.OK, subject, message)]
     severity = Severity.ERROR if is_started else Severity.WARNING
     message = "not set up yet" if not existing else "does not hold the tables that the targets want, as they are now"
-    findings = [_finding(severity, subject, f"{message}: run cdc setup", "cdc setup")]
+    findings = [_finding(severity, subject, message, "cdc setup")]
     members = {member for present in existing.values() for member in present.tables}
     foreign = [
         table
@@ -128,7 +130,7 @@ def _managed(
         owners = ", ".join(sorted({table.owner for table in foreign}))
         message = (
             f"the role {connection.info.user} owns neither {foreign[0].name} nor is a member of its owner"
-            f"{f' (and of {len(foreign) - 1} tables more)' if len(foreign) > 1 else ''}, so it cannot publish it; "
+            f"{f' (and {len(foreign) - 1} more)' if len(foreign) > 1 else ''}, so it cannot publish it; "
             f"let the owner ({owners}) run the SQL"
         )
         findings.append(_finding(Severity.ERROR, subject, message, "\n".join(f"{statement};" for statement in todo)))

@@ -45,8 +45,9 @@ async def check(
 ) -> list[Finding]:
     """Look at one target. ``dsn`` is a URL; ``tables`` are its routes with the source's relations they take.
 
-    ``origins`` says how the columns of those relations came to be, by the relation's oid. ``follows`` says that cdc creates what is missing (``schema = "follow"``). Raises nothing of a server's: a target
-    that cannot be reached is a finding.
+    ``origins`` says how the columns of those relations came to be, by the relation's oid. ``follows`` says that cdc
+    creates what is missing (``schema = "follow"``). Raises nothing of a server's: a target that cannot be reached is a
+    finding.
     """
     try:
         session = await connect(dsn, application_name=f"cdc check {pipeline}", target=name)
@@ -78,7 +79,7 @@ async def _check_session(
             statements.load("target", "check_schemas"), sorted({schema for schema, _ in names})
         )
     role = database["role"]
-    findings = [Finding(Severity.OK, name, "connection", f"PostgreSQL {session.server_version // 10_000} answers.")]
+    findings = [Finding(Severity.OK, name, "connection", f"PostgreSQL {session.server_version // 10_000} answers")]
     findings += _check_database(name, session, database)
     findings += await _check_setup(name, session, pipeline, database)
     findings += _check_schemas(name, database, schemas, follows, names, found)
@@ -90,9 +91,7 @@ async def _check_session(
         fitting += not problems
         findings += problems
     if fitting:
-        findings.append(
-            Finding(Severity.OK, name, "tables", f"{fitting} of {len(routed)} tables are as they should be.")
-        )
+        findings.append(Finding(Severity.OK, name, "tables", f"{fitting} of {len(routed)} are as they should be"))
     return findings
 
 
@@ -103,17 +102,17 @@ def _check_database(name: str, session: Session, database: asyncpg.Record) -> It
             Severity.ERROR,
             name,
             "server_version",
-            f"It is PostgreSQL {session.server_version // 10_000}; cdc needs 14.",
+            f"it is PostgreSQL {session.server_version // 10_000}; cdc needs 14",
         )
     if database["is_standby"] or database["is_read_only"]:
         what = "a standby" if database["is_standby"] else "read-only (default_transaction_read_only)"
-        yield Finding(Severity.ERROR, name, "read only", f"The database is {what}: nothing can be written to it.")
+        yield Finding(Severity.ERROR, name, "read only", f"the database is {what}: nothing can be written to it")
     if not database["may_stage"]:
         yield Finding(
             Severity.ERROR,
             name,
             "TEMPORARY",
-            f"Role {database['role']} may not create temporary tables, through which rows travel.",
+            f"role {database['role']} may not create temporary tables, through which rows travel",
             f"GRANT TEMPORARY ON DATABASE {quote(database['database'])} TO {role};",
         )
     if not database["fsync"]:
@@ -121,7 +120,7 @@ def _check_database(name: str, session: Session, database: asyncpg.Record) -> It
             Severity.WARNING,
             name,
             "fsync",
-            "fsync is off: after a crash the database can lack what was acknowledged to the source.",
+            "off: after a crash the database can lack what was acknowledged to the source",
             "ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf();",
         )
     if not session.triggers_disabled:
@@ -130,7 +129,7 @@ def _check_database(name: str, session: Session, database: asyncpg.Record) -> It
             Severity.INFO,
             name,
             "session_replication_role",
-            "The role may not set it to replica: triggers and foreign keys of the tables fire for replicated rows.",
+            "the role may not set it to replica: triggers and foreign keys of the tables fire for replicated rows",
             grant if session.server_version >= 150_000 else None,
         )
 
@@ -143,7 +142,7 @@ async def _check_setup(name: str, session: Session, pipeline: str, database: asy
                 Severity.ERROR,
                 name,
                 "schema cdc",
-                f"It is missing, and role {database['role']} may not create it; grant that, then run cdc setup.",
+                f"missing, and role {database['role']} may not create it; grant that, then run cdc setup",
                 f"GRANT CREATE ON DATABASE {quote(database['database'])} TO {quote(database['role'])};",
             )
         ]
@@ -151,22 +150,22 @@ async def _check_setup(name: str, session: Session, pipeline: str, database: asy
         # Before the first setup nothing is wrong yet; a schema that is there and too old stops a worker.
         first = len(missing) == len(migrations.known())
         severity = Severity.WARNING if first else Severity.ERROR
-        message = "The target is not set up yet." if first else "The schema is older than this version of cdc."
+        message = "not set up yet" if first else "older than this version of cdc"
         return [Finding(severity, name, "schema cdc", message, "cdc setup")]
     state = await position.read(session, pipeline)
     if state is None:
-        message = f"The database is not set up for pipeline {pipeline!r} yet."
+        message = f"not set up for pipeline {pipeline} yet"
         return [Finding(Severity.WARNING, name, "schema cdc", message, "cdc setup")]
     if state.target != name:
-        message = f"The database is target {state.target!r} of pipeline {pipeline!r}; one database is one target."
+        message = f"the database is target {state.target!r} of pipeline {pipeline!r}; one database is one target"
         return [Finding(Severity.ERROR, name, "target", message)]
     if state.position is None:
-        message = "The target was never loaded."
+        message = "never loaded"
         return [Finding(Severity.INFO, name, "position", message, "cdc bootstrap --from live")]
     if state.state == "needs resync":
-        message = state.last_error or "Slot and position do not meet."
+        message = state.last_error or "slot and position do not meet"
         return [Finding(Severity.ERROR, name, "position", message, "cdc bootstrap --from live")]
-    return [Finding(Severity.OK, name, "position", f"The target stands at {state.position}.")]
+    return [Finding(Severity.OK, name, "position", f"the target stands at {state.position}")]
 
 
 def _check_schemas(
@@ -181,13 +180,13 @@ def _check_schemas(
     lacking_tables = {schema for schema, table in wanted if (schema, table) not in found}
     lacking_schemas = lacking_tables - {schema["name"] for schema in schemas}
     if follows and lacking_schemas and not database["may_create"]:
-        message = f"Role {role} may not create the missing schemas: {', '.join(sorted(lacking_schemas))}."
+        message = f"role {role} may not create the missing schemas {', '.join(sorted(lacking_schemas))}"
         grant = f"GRANT CREATE ON DATABASE {quote(database['database'])} TO {quote(role)};"
         yield Finding(Severity.ERROR, name, "CREATE", message, grant)
     for schema in schemas:
         where = quote(schema["name"])
         if not schema["may_use"]:
-            message = f"Role {role} may not use the schema."
+            message = f"role {role} may not use the schema"
             yield Finding(
                 Severity.ERROR,
                 name,
@@ -196,7 +195,7 @@ def _check_schemas(
                 f"GRANT USAGE ON SCHEMA {where} TO {quote(role)};",
             )
         if follows and schema["name"] in lacking_tables and not schema["may_create"]:
-            message = f"Role {role} may not create the missing tables in the schema."
+            message = f"role {role} may not create the missing tables in the schema"
             yield Finding(
                 Severity.ERROR,
                 name,
@@ -220,7 +219,7 @@ def _check_table(
     """Everything about one table; nothing when it is as it should be."""
     subject = route.target_name
     if table is None and follows:
-        message = "The table does not exist yet; cdc bootstrap creates it with its rows."
+        message = "the table does not exist yet; a bootstrap creates it with its rows"
         yield Finding(Severity.INFO, name, subject, message, "cdc bootstrap --from live")
         return
     try:
@@ -247,14 +246,14 @@ def _check_rights(name: str, role: str, table: TargetTable) -> Iterator[Finding]
     lacking = [privilege for privilege in NEEDED if privilege not in table.privileges]
     if lacking:
         rights = ", ".join(lacking)
-        message = f"Role {role} lacks {rights} on the table."
+        message = f"role {role} lacks {rights} on the table"
         grant = f"GRANT {rights} ON {table.sql_name} TO {quote(role)};"
         yield Finding(Severity.ERROR, name, table.qualified_name, message, grant)
     if table.row_security:
-        message = f"Row security applies to role {role}, which would hide rows from it."
+        message = f"row security applies to role {role}, which would hide rows from it"
         yield Finding(Severity.ERROR, name, table.qualified_name, message, f"ALTER ROLE {quote(role)} BYPASSRLS;")
     if table.persistence == "u":
-        message = "The table is UNLOGGED: a crash of the server empties it, while the position stays."
+        message = "the table is UNLOGGED: a crash of the server empties it, while the position stays"
         yield Finding(Severity.ERROR, name, table.qualified_name, message, f"ALTER TABLE {table.sql_name} SET LOGGED;")
 
 
@@ -267,8 +266,8 @@ def _check_labels(name: str, plan: TablePlan, table: TargetTable) -> Iterator[Fi
         lacking = missing_labels(column.type, there.type)
         if lacking:
             message = (
-                f"The enum of column {there.name} lacks {len(lacking)} of the source's labels; a row with one of them "
-                "will stop the table."
+                f"the enum of column {there.name} lacks {len(lacking)} of the source's labels; a row with one of them "
+                "will stop the table"
             )
             yield Finding(
                 Severity.WARNING, name, table.qualified_name, message, add_labels_sql(column.type, there.type)
@@ -279,7 +278,7 @@ def _check_key(name: str, plan: TablePlan, table: TargetTable) -> Iterator[Findi
     if not plan.shape.key or plan.shape.key_is_unique:
         return
     key = quote_list(plan.shape.columns[place].name for place in plan.shape.key)
-    message = "No unique index matches the key of the rows: every update and delete may have to read the whole table."
+    message = "no unique index matches the key of the rows: every update and delete may have to read the whole table"
     mend = f"CREATE UNIQUE INDEX CONCURRENTLY ON {table.sql_name} ({key});"
     yield Finding(Severity.WARNING, name, table.qualified_name, message, mend)
 
@@ -288,7 +287,7 @@ def _check_firing(name: str, session: Session, table: TargetTable, routed: set[t
     """Triggers that fire for replicated rows, and foreign keys that can refuse them."""
     for trigger in table.triggers:
         if trigger.fires(as_replica=session.triggers_disabled):
-            message = f"Trigger {trigger.name} fires for replicated rows; what it writes is not at the source."
+            message = f"trigger {trigger.name} fires for replicated rows; what it writes is not at the source"
             mend = f"ALTER TABLE {table.sql_name} DISABLE TRIGGER {quote(trigger.name)};"
             yield Finding(Severity.WARNING, name, table.qualified_name, message, mend)
     if session.triggers_disabled:
@@ -296,13 +295,13 @@ def _check_firing(name: str, session: Session, table: TargetTable, routed: set[t
     for key in table.foreign_keys:
         referenced = f"{key.referenced_schema}.{key.referenced_table}"
         if (key.referenced_schema, key.referenced_table) not in routed:
-            message = f"Foreign key {key.name} points to {referenced}, which is not replicated: rows can be refused."
+            message = f"foreign key {key.name} points to {referenced}, which is not replicated: rows can be refused"
             mend = f"ALTER TABLE {table.sql_name} DROP CONSTRAINT {quote(key.name)};"
             yield Finding(Severity.WARNING, name, table.qualified_name, message, mend)
         elif not key.deferrable:
             message = (
-                f"Foreign key {key.name} is checked row by row: batches that the source wrote in another order are "
-                "replayed one change at a time, which is slow."
+                f"foreign key {key.name} is checked row by row: batches that the source wrote in another order are "
+                "replayed one change at a time, which is slow"
             )
             mend = f"ALTER TABLE {table.sql_name} ALTER CONSTRAINT {quote(key.name)} DEFERRABLE INITIALLY DEFERRED;"
             yield Finding(Severity.WARNING, name, table.qualified_name, message, mend)

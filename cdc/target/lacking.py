@@ -1,8 +1,8 @@
 """A target's table lacks columns that the source's rows have: what happened there, and what mends it here.
 
 The stream tells neither a new column from a renamed one, nor what a new column's DEFAULT put into rows that were there
-already (hazard 14). `ColumnsLacking.explained` says what the source's catalog makes of it, and gives the SQL after which
-those rows are as at the source; where nobody can tell that, the command that loads the table again. It is pure.
+already (hazard 14). `ColumnsLacking.explained` says what the source's catalog makes of it, and gives the SQL after
+which those rows are as at the source; where nobody can tell that, the command that loads the table again. It is pure.
 """
 
 from __future__ import annotations
@@ -40,7 +40,12 @@ class ColumnsLacking(TableStopped):
     """
 
     def __init__(
-        self, where: str, target: str, route: Route, columns: tuple[LackingColumn, ...], surplus: tuple[TargetColumn, ...]
+        self,
+        where: str,
+        target: str,
+        route: Route,
+        columns: tuple[LackingColumn, ...],
+        surplus: tuple[TargetColumn, ...],
     ) -> None:
         self._where = where
         self._target = target
@@ -90,7 +95,7 @@ class ColumnsLacking(TableStopped):
     def _as_new(self, origins: Mapping[str, ColumnOrigin] | None) -> tuple[str, str]:
         """What there is to say if the columns are new, and what mends it."""
         if origins is None:
-            said = "Rows that it has already get no value of them: if they have a DEFAULT at the source, give it here, too."
+            said = "Rows that it has already get no value of them: a DEFAULT of the source has to be given here, too."
             return said, self._added({})
         known = {column.name: origins.get(column.source_name) for column in self._columns}
         unknown = [name for name, origin in known.items() if origin is not None and origin.may_be_filled]
@@ -103,7 +108,9 @@ class ColumnsLacking(TableStopped):
             )
             return said, again_command([table], self._target)
         filled = {
-            name: origin.filled_with for name, origin in known.items() if origin is not None and origin.filled_with is not None
+            name: origin.filled_with
+            for name, origin in known.items()
+            if origin is not None and origin.filled_with is not None
         }
         if not filled:
             return "Rows that are there already have no value of them at the source either.", self._added({})

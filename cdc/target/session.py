@@ -115,7 +115,7 @@ async def connect(
     that is none, `TargetUnavailable` for everything that may pass.
     """
     where = describe(dsn, target)
-    with target_errors("connecting", where):
+    with target_errors(_CONNECTING, where):
         connection = await asyncpg.connect(
             dsn,
             timeout=timeout_s,
@@ -256,6 +256,10 @@ _SETUP = {
     "26000": "a prepared statement is unknown there: a pooler in transaction mode lies between; connect directly",
 }
 
+_CONNECTING = "connecting"
+_NO_CONNECTIONS = "55000"
+"""What a database answers that takes no connections; in a statement the same code means many other things."""
+
 FENCE_LOST_SQLSTATE = "CDC01"
 """Raised by the function ``cdc.advance`` when the target is no longer ours (sql/target/0002_advance.sql)."""
 
@@ -303,6 +307,12 @@ def _from_server(server: ServerError, what: str, where: str) -> CdcError:
     if code == FENCE_LOST_SQLSTATE:
         return FenceLost(
             f"{where}: another worker has taken the target, or its position is not where we left it.", server=server
+        )
+    if code == _NO_CONNECTIONS and what == _CONNECTING:
+        return SetupError(
+            f"{where}: {what} failed: the database takes no connections; somebody has set ALLOW_CONNECTIONS false, "
+            f"ALTER DATABASE … WITH ALLOW_CONNECTIONS true undoes it ({server}).",
+            server=server,
         )
     if reason := _SETUP.get(code):
         return SetupError(f"{where}: {what} failed: {reason} ({server}).", server=server)

@@ -26,7 +26,7 @@ async def test_targets_join_the_stream_with_the_rows_that_they_have(
     assert internal.fetch("SELECT state, position::text, slot FROM cdc.target") == [
         ("streaming", str(start), config.source.slot)
     ]
-    assert f"what 1 of its tables hold is taken for what the source held at {start}" in str(summary)
+    assert f"its tables (1) are taken to hold what the source held at {start}" in str(summary)
     again = await assumed.bootstrap(config, progress=Silence())
     assert again.warnings == ()
     assert slot_position(source, config) == start

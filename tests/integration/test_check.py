@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from uuid import UUID
 
 import psycopg
@@ -73,6 +74,18 @@ async def test_before_setup_the_findings_say_what_to_run(source: Database, make_
     source.execute(SCHEMA)
     findings = await checkup.check(configured(source, internal=everything(make_target("internal"))))
     assert {finding.where for finding in findings if finding.mend == "cdc setup"} == {"source", "internal"}
+    lines = [line.plain for line in checkup.render(findings)]
+    assert "0 errors, " in lines[-1]
+    assert not any("cdc setup" in line for line, next_ in pairwise(lines) if next_.strip() == "cdc setup")
+    assert not any("vanished" in line for line in lines), "nothing was there that could have"
+    starts = {finding.message[0] for finding in findings}
+    assert not any(start.isupper() for start in starts - {"P"}), "all findings begin alike"
+    assert not any(finding.message.endswith(".") for finding in findings)
+
+
+def test_one_error_is_no_errors() -> None:
+    one = Finding(Severity.ERROR, "source", "x", "wrong")
+    assert [line.plain for line in checkup.render([one])][-1].startswith("1 error, 0 warnings: ")
 
 
 async def test_what_the_configuration_misspells_is_named_with_the_nearest(source: Database, make_target: Make) -> None:
@@ -115,6 +128,26 @@ async def test_a_database_that_cannot_be_reached_is_a_finding_and_the_others_are
     assert ("source", "connection") in errors(findings)
     assert "internal" in {finding.where for finding in findings}
     assert "secret" not in checkup.to_json(findings)
+
+
+async def test_a_database_that_takes_no_connections_is_said_in_a_sentence(
+    source: Database, make_target: Make, make_database: Make
+) -> None:
+    source.execute(SCHEMA)
+    closed = make_database("closed")
+    closed.close()
+    source.execute(f'ALTER DATABASE "{closed.name}" WITH ALLOW_CONNECTIONS false')
+    config = configured(source, internal=everything(make_target("internal")))
+    of_target = config.targets["internal"].model_copy(update={"dsn": SecretStr(closed.dsn)})
+    of_source = config.source.model_copy(update={"dsn": SecretStr(closed.dsn)})
+    for update in ({"targets": {"internal": of_target}}, {"source": of_source}):
+        (found,) = [
+            one for one in await checkup.check(config.model_copy(update=update)) if one.stops and "conn" in one.subject
+        ]
+        assert found.subject == "connection"
+        assert "the database takes no connections" in found.message
+        assert "ALLOW_CONNECTIONS true" in found.message
+    source.execute(f'ALTER DATABASE "{closed.name}" WITH ALLOW_CONNECTIONS true')
 
 
 async def test_tables_that_a_pattern_takes_and_nobody_can_replicate_stop_nothing(

@@ -50,7 +50,7 @@ async def restarted_with(pipeline: Pipeline, command: str) -> str:
         ("ADD COLUMN d integer DEFAULT 7", 'ADD COLUMN "d" integer DEFAULT 7'),
         ("ADD COLUMN d integer NOT NULL DEFAULT 7", 'ADD COLUMN "d" integer DEFAULT 7'),
         ("ADD COLUMN d text DEFAULT 'it''s', ADD COLUMN e bool DEFAULT true", None),
-        ("ADD COLUMN d int[] DEFAULT '{1,2}', ADD COLUMN e jsonb DEFAULT '{\"a\": [1, \"b\\\"\"]}'", None),
+        ('ADD COLUMN d int[] DEFAULT \'{1,2}\', ADD COLUMN e jsonb DEFAULT \'{"a": [1, "b\\""]}\'', None),
         ("ADD COLUMN d timestamptz DEFAULT now()", None),
         ("ADD COLUMN d int DEFAULT 7, ADD COLUMN e text", None),
         ("ADD COLUMN d int DEFAULT 7; ALTER TABLE answers ALTER d SET DEFAULT 8", 'ADD COLUMN "d" integer DEFAULT 7'),
@@ -66,7 +66,9 @@ async def test_hazard_14_the_sql_gives_a_new_columns_default_to_the_rows_that_ar
         await pipeline.load()
         await pipeline.start()
         source.execute(f"ALTER TABLE answers {ddl}")
-        source.execute("INSERT INTO answers (id, value) VALUES (11, 'after'); UPDATE answers SET points = 0 WHERE id = 3")
+        source.execute(
+            "INSERT INTO answers (id, value) VALUES (11, 'after'); UPDATE answers SET points = 0 WHERE id = 3"
+        )
 
         state = await pipeline.table_in_state("internal", "public.answers", "stopped")
         assert state.mend is not None
@@ -223,5 +225,3 @@ async def test_a_listed_column_that_a_target_lacks_says_how_to_fill_the_rows_tha
         await restarted_with(pipeline, command)
 
         await goes_on(pipeline, "external")
-
-

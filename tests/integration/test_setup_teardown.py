@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from cdc.config import Config, SourceConfig, TargetConfig
 from cdc.errors import ConfigurationError, SetupError, SlotInUse, TargetUnavailable
 from cdc.service import provision
+from cdc.source.replication import ReplicationConnection
 from tests.database import Database
 
 SCHEMA = """
@@ -133,6 +134,42 @@ async def test_teardown_removes_exactly_what_setup_and_the_bootstrap_made(source
     await torn_down(config)
     assert (source.fetch(CATALOG), target.fetch(CATALOG)) == before
     assert target.fetchval("SELECT count(*) FROM public.campaigns") == 1
+
+
+async def test_teardown_of_one_target_leaves_the_source_and_the_other_targets_as_they_are(
+    source: Database, make_target: Make
+) -> None:
+    source.execute(SCHEMA)
+    internal, external = make_target("internal"), make_target("external")
+    config = configured(source, internal=internal, external=external)
+    untouched = internal.fetch(CATALOG)
+    await set_up(config)
+    source.create_slot(config.source.slot)
+    others = source.fetch(CATALOG), external.fetch(CATALOG)
+    with pytest.raises(ConfigurationError, match="no target internl; did you mean internal"):
+        await provision.teardown(config, lambda _: None, target="internl")
+    async with await ReplicationConnection.open(source.dsn, "worker") as worker:
+        await worker.start(config.source.slot, config.source.publication_names)
+        with pytest.raises(SlotInUse, match="nothing was removed"):
+            await provision.teardown(config, lambda _: None, target="internal")
+    assert internal.fetch(CATALOG) != untouched
+
+    await provision.teardown(config, lambda _: None, target="internal")
+
+    assert internal.fetch(CATALOG) == untouched
+    assert (source.fetch(CATALOG), external.fetch(CATALOG)) == others
+
+
+async def test_the_only_target_of_a_pipeline_goes_together_with_the_pipeline(
+    source: Database, make_target: Make
+) -> None:
+    source.execute(SCHEMA)
+    before = source.fetch(CATALOG)
+    config = configured(source, internal=make_target("internal"))
+    await set_up(config)
+    source.create_slot(config.source.slot)
+    await provision.teardown(config, lambda _: None, target="internal")
+    assert source.fetch(CATALOG) == before
 
 
 async def test_teardown_twice_says_that_nothing_was_there(source: Database, make_target: Make) -> None:

@@ -193,6 +193,32 @@ async def test_watch_shows_rows_per_second_until_it_is_stopped(
     assert "public.accounts" not in screen.getvalue()
 
 
+async def test_watch_prints_one_json_object_a_line_when_asked(
+    source: Database, slot: str, make_target: MakeDatabase
+) -> None:
+    class Lines(io.StringIO):
+        has_two = asyncio.Event()
+
+        def write(self, text: str, /) -> int:
+            written = super().write(text)
+            if self.getvalue().count("\n") >= 2:
+                self.has_two.set()
+            return written
+
+    target = make_target("internal")
+    await load(target, "internal", source, await beat(source))
+    screen = Lines()
+    config = configuration(source.dsn, slot, internal=target.dsn)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        console = Console(file=screen, width=80)
+        watching = group.create_task(state.watch(config, interval_s=0.05, console=console, as_json=True))
+        await screen.has_two.wait()
+        watching.cancel()
+    lines = [json.loads(line) for line in screen.getvalue().splitlines()]
+    assert len(lines) >= 2
+    assert all(len(line["targets"][0]["tables"]) == 3 for line in lines), "whole, not only what does not stream"
+
+
 async def test_status_reads_while_the_target_is_locked_by_a_batch(
     source: Database, slot: str, make_target: MakeDatabase
 ) -> None:

@@ -147,11 +147,11 @@ async def test_what_endangers_a_table_is_mended_by_the_sql_that_is_named(
     texts = "\n".join(finding.message for finding in before)
     for says in (
         "lacks 2 of the source's labels",
-        "No unique index matches the key",
-        "Trigger audit fires",
+        "no unique index matches the key",
+        "trigger audit fires",
         "to_elsewhere points to public.elsewhere, which is not replicated",
         "to_parent is checked row by row",
-        "Row security applies",
+        "row security applies",
         "may not set it to replica",
     ):
         assert says in texts

@@ -154,6 +154,17 @@ def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
         load(tmp_path / "nowhere.toml", {})
 
 
+def test_a_default_file_that_is_not_there_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError) as caught:
+        load(None, {"SOURCE_DATABASE_URL": "postgresql:///s"})
+    first, *rest = str(caught.value).splitlines()
+    assert first.startswith("there is no file cdc.toml here, and neither --config nor CDC_CONFIG names another")
+    assert rest == ["targets is missing: give at least one target, as in [targets.internal]"]
+    environ = {"SOURCE_DATABASE_URL": "postgresql:///s", "DATABASE_URL": "postgresql:///t"}
+    assert load(None, environ | {"CDC_TARGETS__T__INCLUDE": "public.*"}).targets["t"].include == ("public.*",)
+
+
 def test_a_file_that_is_not_toml_is_refused_with_the_line(tmp_path: Path) -> None:
     assert "is not valid TOML" in refusal(tmp_path, "[source]\ndsn = postgresql://u:tell-nobody@h/d\n")
     assert "line 2" in refusal(tmp_path, "[source]\ndsn = postgresql://u:tell-nobody@h/d\n")
@@ -372,3 +383,8 @@ def test_every_key_is_described() -> None:
     for model in (Config, SourceConfig, TargetConfig, TableConfig, WorkerConfig):
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name}"
+
+
+def test_no_target_has_the_name_that_stands_for_all_of_them(tmp_path: Path) -> None:
+    text = '[source]\ndsn = "postgresql:///s"\n[targets.all]\ndsn = "postgresql:///t"\ninclude = ["a.*"]'
+    assert 'targets holds a target named "all", which is the label of the metrics' in refusal(tmp_path, text)

@@ -30,6 +30,7 @@ SETTINGS = sorted(
     if path.is_file()
 )
 LONGEST_MODULE = 450
+LONGEST_TEST_MODULE = 500  # a list of sentences reads faster than code
 
 
 def relative(path: Path) -> str:
@@ -46,7 +47,8 @@ def pinned(name: str) -> dict[str, str]:
 @pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_a_module_is_short_and_says_what_it_is_for(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= LONGEST_MODULE
+    is_test = relative(path).startswith("tests/")
+    assert len(text.splitlines()) <= (LONGEST_TEST_MODULE if is_test else LONGEST_MODULE)
     assert ast.get_docstring(ast.parse(text)), "a module opens with a docstring"
 
 

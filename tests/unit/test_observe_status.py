@@ -47,9 +47,11 @@ SOURCE = SourceStatus(True, None, AT, Lsn(0x2064), 0.3, (SLOT,))
 STATUS = PipelineStatus("cdc", AT, "cdc", SOURCE, (INTERNAL, EXTERNAL, DATAMART))
 
 
-def shown(status: PipelineStatus, previous: PipelineStatus | None = None, *, all_tables: bool = True) -> str:
-    console = Console(file=io.StringIO(), width=100)
-    console.print(status.render(previous, all_tables=all_tables))
+def shown(
+    status: PipelineStatus, previous: PipelineStatus | None = None, *, all_tables: bool = True, width: int = 100
+) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(status.render(previous, all_tables=all_tables, width=width))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -84,6 +86,39 @@ def test_the_tables_fit_a_terminal_of_100_columns() -> None:
     for words in ("internal", "streaming", "0.42 s", "1,000,023", "3.0 MB", "8.0 GB", "0/2000", "unreachable"):
         assert words in text
     assert "…" not in text
+
+
+def test_names_keep_their_width_on_a_terminal_of_80_columns() -> None:
+    target = replace(INTERNAL, position=Lsn(0x16_B374_D848), lag_s=185.0)
+    status = replace(STATUS, targets=(target, EXTERNAL, DATAMART))
+    for text in (shown(status, width=80), shown(status, status, width=80)):
+        assert max(map(len, text.splitlines())) <= 80
+        for name in ("internal", "external", "datamart", "public.users"):
+            assert any(line.startswith(f" {name} ") for line in text.splitlines()), name
+        for words in ("1,000,023", "3 min 05 s", "16/B374D848", " 1/2 "):
+            assert words in text
+        assert "…" not in text
+
+
+def test_what_is_no_terminal_gets_its_full_width() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    STATUS.show(console)
+    assert isinstance(console.file, io.StringIO)
+    assert "transactions" in console.file.getvalue()
+    assert max(map(len, console.file.getvalue().splitlines())) > 80
+
+
+def test_the_headline_says_when_no_worker_runs() -> None:
+    sentence = "no worker is running (the slot is not in use)"
+    assert sentence not in shown(STATUS)
+    idle = replace(STATUS, source=replace(SOURCE, slots=(replace(SLOT, active=False),)))
+    assert sentence in shown(idle).splitlines()[0]
+    assert max(map(len, shown(idle).splitlines()[:1])) <= 100
+
+
+def test_a_line_of_json_is_the_whole_picture() -> None:
+    assert "\n" not in STATUS.to_line()
+    assert json.loads(STATUS.to_line()) == STATUS.to_dict()
 
 
 def test_a_stopped_table_is_shown_with_its_reason_and_the_sql() -> None:
@@ -135,7 +170,9 @@ def test_an_unreachable_source_is_a_part_of_the_picture() -> None:
 
 def test_a_missing_slot_is_said() -> None:
     status = replace(STATUS, source=replace(SOURCE, slots=()))
-    assert "has no slot cdc" in shown(status)
+    assert "has no slot cdc: the targets can only be loaded again" in shown(status)
+    fresh = replace(status, targets=(TargetStatus("internal", "new"),))
+    assert "has no slot cdc: cdc bootstrap --from live creates it" in shown(fresh)
     assert not status.healthy
 
 
