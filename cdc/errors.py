@@ -95,6 +95,8 @@ class TableStopped(TerminalError):
 
     ``source_table`` (``schema.table``) is the table at the source, ``commit_lsn`` (an `cdc.lsn.Lsn`) and ``xid`` the
     transaction that it cannot take. They are `None` where it is the table's shape that does not fit, whatever comes.
+    ``relation`` (a `cdc.changes.relation.Relation`) are the rows that the target's catalog has no place for: asking it
+    again tells when that has been mended. `None` where only trying the transaction again can tell.
     """
 
     def __init__(
@@ -106,11 +108,13 @@ class TableStopped(TerminalError):
         source_table: str | None = None,
         commit_lsn: int | None = None,
         xid: int | None = None,
+        relation: object | None = None,
     ) -> None:
         super().__init__(message, sql=sql, server=server)
         self.source_table = source_table
         self.commit_lsn = commit_lsn
         self.xid = xid
+        self.relation = relation
 
 
 class BatchRejected(TerminalError):

@@ -53,6 +53,7 @@ def _refuse_half_copied(run: Run) -> None:
 async def _assume(run: Run, snapshot: Snapshot) -> None:
     """Record every table that is not recorded yet as consistent from the snapshot's LSN; one transaction a target."""
     lsn = snapshot.consistent_point
+    sources = await run.read_sources()
     for loading in run.loadings.values():
         loads = loading.remaining()
         if not loads:
@@ -62,7 +63,14 @@ async def _assume(run: Run, snapshot: Snapshot) -> None:
             async with session.connection.transaction():
                 for load in loads:
                     for route in load.routes:
-                        await mark_streaming(session, run.config.pipeline, route, consistent_from=lsn)
+                        source = sources.get(route.source_name)
+                        await mark_streaming(
+                            session,
+                            run.config.pipeline,
+                            route,
+                            consistent_from=lsn,
+                            source_oid=source.relation.oid if source else None,
+                        )
                 await hold_fence(session.connection, loading.access)
         run.warnings.append(
             f"target {loading.name}: its tables ({len(loads)}) are taken to hold what the source held at {lsn}; "

@@ -102,7 +102,13 @@ async def complete(
                 if loading.was_created_by_cdc(work.load):
                     await add_primary_key(session, new_table_of(work.load, sources))
                 for route in work.load.routes:
-                    await mark_streaming(session, work.access.pipeline, route, consistent_from=consistent_from)
+                    await mark_streaming(
+                        session,
+                        work.access.pipeline,
+                        route,
+                        consistent_from=consistent_from,
+                        source_oid=sources[route.source_name].relation.oid,
+                    )
                 await hold_fence(session.connection, work.access)
 
     await try_again(attempt)

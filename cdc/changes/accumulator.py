@@ -22,15 +22,16 @@ from cdc.lsn import Lsn
 from cdc.pgoutput.decoder import decode
 from cdc.pgoutput.messages import LogicalMessage, Origin, RelationMessage, Truncate, Type
 
-DEFAULT_PART_BYTES = 8 * 1024 * 1024
-"""Where a large transaction is cut. Large enough that a part's fixed costs (a COPY and a statement per table) vanish,
-small enough that several targets can hold a few parts each within a container of 256 MB."""
-
 PART_OVERHEAD = 700
 RUN_OVERHEAD = 200
 ROW_OVERHEAD = 56
-"""Bytes that Python takes for a part, a run and a row beside its message (sys.getsizeof, CPython 3.11). With small
-transactions they are most of the memory, so they count against every limit (invariant 10)."""
+MARK_OVERHEAD = 200
+"""Bytes that Python takes for a part, a run (or a truncation), a row beside its message, and a mark beside its content
+(sys.getsizeof, CPython 3.11). With small transactions they are most of the memory, so they count against every limit
+(invariant 10)."""
+
+OUR_PREFIX = "cdc."
+"""How the prefix of a logical message begins that `cdc` has written. pgoutput sends everybody's, or nobody's."""
 
 _RELATION_OID = Struct(">I").unpack_from
 _BEGIN = Struct(">cQqI")
@@ -59,9 +60,10 @@ class Accumulator:
     """Collects the messages of one stream into parts.
 
     One accumulator serves one replication connection: after a reconnection the source describes its relations again.
+    A transaction is cut where a part of it has grown beyond ``part_bytes``.
     """
 
-    def __init__(self, *, part_bytes: int = DEFAULT_PART_BYTES) -> None:
+    def __init__(self, *, part_bytes: int) -> None:
         self._part_bytes = part_bytes
         self._relations: dict[int, Relation] = {}
         self._descriptions: dict[int, bytes] = {}
@@ -143,6 +145,8 @@ class Accumulator:
             except _NeedTypes as need:
                 self._open = open_part
                 raise UnknownTypes(need.keys, messages[index:]) from None
+            if open_part is not None and open_part.size > self._part_bytes:
+                open_part = self._cut(open_part)
         self._open = open_part
 
     def _control(self, message: bytes, part: Part | None) -> Part | None:
@@ -161,7 +165,7 @@ class Accumulator:
                     raise ProtocolError("the stream truncates a relation without having described it")
                 part.changes.append(Truncation(relations, decoded.cascade, decoded.restart_identity))
                 part.relations.update(relations)
-                part.size += len(message)
+                part.size += len(message) + RUN_OVERHEAD
             case LogicalMessage():
                 self._mark(decoded, part)
             case Origin():
@@ -172,11 +176,12 @@ class Accumulator:
 
     def _mark(self, message: LogicalMessage, part: Part | None) -> None:
         # A message outside a transaction is delivered at once and belongs to no commit: nothing of ours is sent so.
-        if part is not None:
+        # Those of other programs come along, and nothing bounds what they hold or how many there are.
+        if part is not None and message.prefix.startswith(OUR_PREFIX):
             mark = Mark(message.prefix, message.content, message.lsn)
             part.changes.append(mark)
             part.marks.append(mark)
-            part.size += len(message.content)
+            part.size += len(message.content) + MARK_OVERHEAD
 
     def _describe(self, message: RelationMessage, raw: bytes) -> None:
         # The source repeats a description after any invalidation (an ANALYZE is enough). The same description keeps the

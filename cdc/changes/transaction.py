@@ -49,7 +49,7 @@ class Truncation:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A logical message at its place in the stream: a heartbeat or a watermark (``pg_logical_emit_message``)."""
+    """A logical message of ours at its place in the stream: a heartbeat or a watermark (``pg_logical_emit_message``)."""
 
     prefix: str
     content: bytes
@@ -84,11 +84,3 @@ class Part:
     def is_last(self) -> bool:
         """Whether the transaction ends with this part."""
         return self.end_lsn is not None
-
-    def is_held_by(self, position: Lsn) -> bool:
-        """Whether a target at ``position`` already holds this transaction.
-
-        A position is an end LSN, so it never falls inside a commit record: the record starts before the position if and
-        only if it ends at or before it. (The end itself is not known on an early part.)
-        """
-        return self.commit_lsn < position

@@ -5,9 +5,18 @@ everything that is wrong with it. Nothing below this room reads the environment.
 are `SecretStr`, they print without their password, and no error repeats them.
 """
 
-from cdc.config.dsn import describe, for_asyncpg, redact
+from cdc.config.dsn import for_asyncpg, redact
 from cdc.config.loading import load
-from cdc.config.model import ALL_TARGETS, Config, LogsConfig, SourceConfig, TableConfig, TargetConfig, WorkerConfig
+from cdc.config.model import (
+    ALL_TARGETS,
+    Config,
+    LogsConfig,
+    SourceConfig,
+    TableConfig,
+    TargetConfig,
+    WorkerConfig,
+    insert_only_name,
+)
 from cdc.config.show import as_toml
 
 __all__ = [
@@ -19,8 +28,8 @@ __all__ = [
     "TargetConfig",
     "WorkerConfig",
     "as_toml",
-    "describe",
     "for_asyncpg",
+    "insert_only_name",
     "load",
     "redact",
 ]

@@ -7,6 +7,7 @@ not know to the server, which refuses it. `for_asyncpg` translates. (PostgreSQL'
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -70,13 +71,11 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith(("[", "/")) else host
 
 
-def describe(dsn: str) -> str:
-    """``database "name" on host:port``: for messages. What the string leaves to the defaults is left out."""
-    parameters = parse(dsn)
-    host = parameters.get("host") or parameters.get("hostaddr")
-    where = f"{host}:{parameters['port']}" if host and "port" in parameters else host
-    what = f'database "{parameters["dbname"]}"' if "dbname" in parameters else "the default database"
-    return f"{what} on {where}" if where else what
+def place(parameters: Mapping[str, str]) -> str:
+    """Where a parsed connection string leads, without user and password: ``host:port/database``."""
+    host = parameters.get("host") or parameters.get("hostaddr") or "(local socket)"
+    port = f":{parameters['port']}" if parameters.get("port") else ""
+    return f"{host}{port}/{parameters.get('dbname') or parameters.get('user') or ''}"
 
 
 def redact(dsn: str) -> str:

@@ -16,9 +16,6 @@ from cdc.config.units import Address, Dsn, Identifier, Names, Size, parse_addres
 PG_NAME_MAX = 63
 """Bytes of a name that PostgreSQL keeps; a slot's name is refused beyond."""
 
-INSERT_ONLY_SUFFIX = "_insert_only"
-"""The second publication is named after the first: tables without a usable replica identity (hazard 1)."""
-
 ALL_TARGETS = "all"
 """The ``target`` label of the metrics that all targets share. No target may have this name."""
 
@@ -63,15 +60,15 @@ class SourceConfig(BaseModel):
     def _publications_agree(self) -> Self:
         if self.manage_publications and self.publications:
             raise ValueError("publications lists those that somebody else manages: set manage_publications = false")
-        if self.manage_publications and len((self.publication + INSERT_ONLY_SUFFIX).encode()) > PG_NAME_MAX:
-            longest = PG_NAME_MAX - len(INSERT_ONLY_SUFFIX)
+        if self.manage_publications and len(self.insert_only_publication.encode()) > PG_NAME_MAX:
+            longest = PG_NAME_MAX - len(insert_only_name(""))
             raise ValueError(f"publication has more than {longest} bytes: a second one is named after it")
         return self
 
     @property
     def insert_only_publication(self) -> str:
         """The second publication of ours."""
-        return self.publication + INSERT_ONLY_SUFFIX
+        return insert_only_name(self.publication)
 
     @property
     def publication_names(self) -> tuple[str, ...]:
@@ -245,7 +242,7 @@ class WorkerConfig(BaseModel):
     """Seconds that a statement on a target waits for a lock before the batch is rolled back and tried again: whoever
     queues behind us must not wait for the report that we wait for (hazard 16)."""
 
-    detach_after_s: float = Field(default=300.0, gt=0)
+    detach_after_s: float = Field(default=60.0, gt=0)
     """Seconds for which the others wait for a target whose queue is full. After that they go on without it; what it
     lacks stays in the slot until it is back."""
 
@@ -326,6 +323,11 @@ class Config(BaseSettings):
                     f"<slot>__<target> and has at most {PG_NAME_MAX} characters"
                 )
         return self
+
+
+def insert_only_name(publication: str) -> str:
+    """The second publication of ours, for tables without a usable replica identity, is named after the first."""
+    return f"{publication}_insert_only"
 
 
 def _check_qualified(name: str, *, what: str = "table", quoted: bool = False) -> None:

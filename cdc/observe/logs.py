@@ -97,11 +97,6 @@ def get(**fields: Any) -> FilteringBoundLogger:
     return cast(FilteringBoundLogger, structlog.get_logger(**fields))
 
 
-def bound(**fields: Any) -> AbstractContextManager[Any]:
-    """Put fields (``pipeline``, ``target``) on every line of this task and of those that it starts, inside ``with``."""
-    return structlog.contextvars.bound_contextvars(**fields)
-
-
 def guard_process(loop: AbstractEventLoop | None = None) -> None:
     """Log what nobody caught through the same chain, instead of Python's traceback that prints the error's text."""
     log = get()

@@ -59,10 +59,10 @@ class Metrics:
             self._lanes[target] = LaneMetrics(_Scope(self._instruments, self._pipeline, target))
         return self._lanes[target]
 
-    def worker(self, *, version: str, compiled: bool = False) -> None:
+    def worker(self, *, version: str) -> None:
         """Say what runs, and show its memory from now on."""
         scope = _Scope(self._instruments, self._pipeline, ALL_TARGETS)
-        scope.gauge(names.WORKER_INFO, version, str(compiled).lower()).set(1)
+        scope.gauge(names.WORKER_INFO, version).set(1)
         scope.gauge(names.WORKER_MEMORY_BYTES).set_function(resident_memory_bytes)
 
     def render(self) -> bytes:

@@ -159,15 +159,13 @@ SLOT_WAL_STATUS = Metric(
 WORKER_INFO = Metric(
     "cdc_worker_info",
     MetricKind.GAUGE,
-    "Always 1; what runs: its version, and whether the compiled core is in use.",
-    labels=("version", "compiled"),
+    "Always 1; what runs: its version.",
+    labels=("version",),
 )
 WORKER_MEMORY_BYTES = Metric("cdc_worker_memory_bytes", MetricKind.GAUGE, "Resident memory of the worker.")
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 """Every metric, in the order of this file."""
-
-_TABLE_ROW = re.compile(r"^\| `(cdc_[a-z0-9_]+)` \|", re.MULTILINE)
 
 
 def markdown_table() -> str:
@@ -178,11 +176,6 @@ def markdown_table() -> str:
         for metric in METRICS
     ]
     return "\n".join(lines) + "\n"
-
-
-def listed_in(markdown: str) -> tuple[str, ...]:
-    """The metrics that a document's table lists, in its order: what a test compares with `METRICS`."""
-    return tuple(_TABLE_ROW.findall(markdown))
 
 
 if __name__ == "__main__":

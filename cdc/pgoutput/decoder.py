@@ -1,6 +1,6 @@
 """One pgoutput message, from bytes to data: `decode`.
 
-Every message of protocol versions 1 to 4 is read, strictly: what is unknown, too short, too long, out of place or not
+Every message of protocol versions 1 to 4 (2: streaming, 3: two-phase, 4: parallel streaming) is read, strictly: what is unknown, too short, too long, out of place or not
 UTF-8 is a `ProtocolError`, and nothing else is ever raised. Formats, and the place where a message may stand, are those
 of PostgreSQL's manual ("Logical Replication Message Formats", "Logical Streaming Replication Protocol") and of the
 readers in PostgreSQL's own ``src/backend/replication/logical/proto.c``, which also refuse unknown flags and unset LSNs.
@@ -21,9 +21,6 @@ from cdc.pgoutput import messages
 from cdc.pgoutput.damage import damaged
 from cdc.pgoutput.messages import Message
 from cdc.pgoutput.reading import Reader
-
-PROTOCOL_VERSIONS: Final = range(1, 5)
-"""The versions that are understood: 1, 2 (streaming), 3 (two-phase) and 4 (parallel streaming)."""
 
 _BEGIN: Final = struct.Struct(">xQqI")
 _COMMIT: Final = struct.Struct(">xBQQq")

@@ -4,13 +4,15 @@ Every CopyData message of the server is either XLogData, which carries one messa
 the client answers with standby status updates (PostgreSQL's manual, "Streaming Replication Protocol"). Times are
 microseconds since `EPOCH_UNIX_US`, on the sender's clock.
 
-Whatever is read here is read wholly: a frame that is too short or too long is a `ProtocolError`.
+Whatever is read here is read wholly: a frame of an unknown kind, or one that is too short or too long, is a
+`ProtocolError`; none is passed over.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from cdc.lsn import Lsn
@@ -23,28 +25,17 @@ KEEPALIVE: Final = 0x6B
 """The first byte of a keepalive: ``k``."""
 
 HEADER: Final = 25
-"""Bytes of an XLogData frame before its message: kind, start LSN, end LSN, time. The hot path skips them unread."""
+"""Bytes of an XLogData frame before its message: kind, start LSN, end LSN, time.
+
+They are skipped unread. The LSNs say where the server's decoding stands, and may go back from one transaction to the
+next: neither is a position (only a Commit's end LSN is).
+"""
 
 EPOCH_UNIX_US: Final = 946_684_800_000_000
 """PostgreSQL's epoch, 2000-01-01 00:00 UTC, in microseconds since the epoch of Unix."""
 
-_XLOG_DATA: Final = struct.Struct(">xQQq")
 _KEEPALIVE: Final = struct.Struct(">xQqB")
 _STATUS: Final = struct.Struct(">cQQQqB")
-
-
-@dataclass(frozen=True, slots=True)
-class XLogData:
-    """One message of the output plugin, on its way.
-
-    ``start_lsn`` and ``end_lsn`` say where the server's decoding stands, and may go back from one transaction to the
-    next: neither is a position (only a Commit's end LSN is). ``sent_us`` is the server's clock as it sent the frame.
-    """
-
-    start_lsn: Lsn
-    end_lsn: Lsn
-    sent_us: int
-    message: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +51,26 @@ class Keepalive:
     reply_requested: bool
 
 
-def parse(frame: bytes) -> XLogData | Keepalive:
-    """Read one frame (the payload of one CopyData message). Raises `ProtocolError` for anything else."""
-    kind = frame[0] if frame else None
-    if kind == XLOG_DATA:
-        if len(frame) <= HEADER:
-            raise damaged("an XLogData frame", len(frame), f"{HEADER} bytes of header and a message")
-        start_lsn, end_lsn, sent_us = _XLOG_DATA.unpack_from(frame)
-        return XLogData(Lsn(start_lsn), Lsn(end_lsn), sent_us, frame[HEADER:])
-    if kind == KEEPALIVE:
-        return parse_keepalive(frame)
-    raise damaged("a frame of the replication stream", 0, "kind w (XLogData) or k (keepalive)")
+def split_frames(frames: Sequence[bytes]) -> tuple[list[bytes], list[Keepalive]]:
+    """The messages of the XLogData frames, and the keepalives, each in their order.
+
+    A frame is the payload of one CopyData message. Raises `ProtocolError` for one that is neither: a change whose frame
+    is damaged must not get lost without a word.
+    """
+    try:
+        messages = [frame[HEADER:] for frame in frames if frame[0] == XLOG_DATA]
+        # Nearly always that was all there is.
+        keepalives = [] if len(messages) == len(frames) else [_keepalive(f) for f in frames if f[0] == KEEPALIVE]
+    except IndexError:
+        raise damaged("a frame of the replication stream", 0, "its kind, but the frame is empty") from None
+    if len(messages) + len(keepalives) != len(frames):
+        raise damaged("a frame of the replication stream", 0, "kind w (XLogData) or k (keepalive)")
+    if not all(messages):
+        raise damaged("an XLogData frame", HEADER, "a message behind its header")
+    return messages, keepalives
 
 
-def parse_keepalive(frame: bytes) -> Keepalive:
-    """Read one keepalive frame, whose first byte the caller has seen to be `KEEPALIVE`."""
+def _keepalive(frame: bytes) -> Keepalive:
     if len(frame) != _KEEPALIVE.size:
         raise damaged("a keepalive frame", min(len(frame), _KEEPALIVE.size), f"{_KEEPALIVE.size} bytes in all")
     end_lsn, sent_us, reply_requested = _KEEPALIVE.unpack(frame)

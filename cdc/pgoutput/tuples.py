@@ -45,9 +45,6 @@ message an old tuple is followed by `NEW` and the new tuple, which then starts o
 FIRST_MARKER: Final = 5
 """Where an ``I``, ``U`` or ``D`` message says which tuple comes first."""
 
-INSERT_TUPLE: Final = FIRST_TUPLE
-"""Where the only tuple of an ``I`` message starts."""
-
 NEW: Final = 0x4E
 """The marker ``N``: a new tuple follows."""
 

@@ -75,6 +75,7 @@ class Delivery:
         self.trouble: str | None = None
         self.is_taken = False
         self.is_aside = False
+        self._was_taken = False
         self._config = config
         self._target = config.targets[name]
         self._heartbeats = heartbeats
@@ -86,6 +87,8 @@ class Delivery:
         self._position: Lsn | None = None
         self._acknowledgeable: Lsn | None = None
         self._wanted: dict[Relation, bool] = {}
+        self._oids: frozenset[int] | None = None
+        self._restart_pause_s: Callable[[], float] = _no_pause
         self._on_durable: Callable[[], None] = _nothing
         self._new_queue()
 
@@ -108,6 +111,11 @@ class Delivery:
     def holds_acknowledgement(self) -> bool:
         """Whether the slot has to wait for this target. One that can only be loaded again needs nothing from it."""
         return self.state != "needs resync"
+
+    @property
+    def is_inside_large_transaction(self) -> bool:
+        """Whether parts of a transaction are applied that would have to be read again if the stream ended."""
+        return self._has_lost_parts and self.is_taken
 
     @property
     def stopped_tables(self) -> Sequence[str]:
@@ -158,23 +166,30 @@ class Delivery:
         wanted = self._wanted.get(relation)
         if wanted is None:
             wanted = route_of(self._target, relation.schema, relation.name) is not None
+            # A table that was loaded and has another name now is of interest; before the target is taken, any may be.
+            wanted |= self._oids is None or relation.oid in self._oids
             self._wanted[relation] = wanted
         return wanted
 
     # --- the target's side
 
     async def run(
-        self, history: Callable[[], SourceHistory], restart: Callable[[str], None], on_durable: Callable[[], None]
+        self,
+        history: Callable[[], SourceHistory],
+        restart: Callable[[str], None],
+        restart_pause_s: Callable[[], float],
+        on_durable: Callable[[], None],
     ) -> None:
         """Apply until closed.
 
         Raises `FenceLost`, because only who holds the slot may take the target again, and `ProtocolError`, because
         damaged bytes have to be read again from the slot.
 
-        ``history`` says what the source is now, ``restart`` asks the lane to start its stream anew, ``on_durable``
-        tells it that `acknowledgeable` has moved.
+        ``history`` says what the source is now, ``restart`` asks the lane to start its stream anew, ``restart_pause_s``
+        says for how long not to ask for the sake of one table, ``on_durable`` tells that `acknowledgeable` has moved.
         """
         self._on_durable = on_durable
+        self._restart_pause_s = restart_pause_s
 
         async def serve() -> None:
             try:
@@ -253,7 +268,9 @@ class Delivery:
                 metrics=self.metrics,
                 heartbeats=self._heartbeats,
             )
-            owned.read_origins = self._read_origins
+            owned.planning.read_origins = self._read_origins
+            self._oids = owned.planning.oids
+            self._wanted.clear()
             self._batch = [part for part in self._batch if not owned.positions.skips_all(part)]
             self._moved(owned)
             if self._has_lost_parts:
@@ -291,6 +308,9 @@ class Delivery:
         self.is_taken = True
         self.state, self.trouble = "streaming", None
         self.metrics.up(True)
+        if self._was_taken:
+            self.metrics.reconnected()
+        self._was_taken = True
         idle_since = time.monotonic()
         while True:
             self.metrics.queue(self.queue.size, is_full=self.queue.full)
@@ -298,7 +318,8 @@ class Delivery:
             if self._batch:
                 await self._apply(owned)
                 self._moved(owned)
-                continue
+                if self._batch or (len(self.queue) and self._stops.next_due_in_s() != 0):
+                    continue
             self.metrics.state(self.state)
             if self.is_aside:
                 restart(f"target {self.name} is back")
@@ -311,7 +332,7 @@ class Delivery:
                 await owned.advance_to(idle_at)
                 idle_since = time.monotonic()
                 self._moved(owned)
-            resumed = await owned.look_at_stops()
+            resumed = await owned.look_at_stops(self._restart_pause_s())
             if resumed:
                 restart(f"tried again at target {self.name}: {', '.join(resumed)}")
                 return
@@ -349,8 +370,10 @@ class Delivery:
         if isinstance(error, TableStopped) or self._target.on_error == "quarantine_table":
             assert error.source_table is not None  # the applier names both
             assert error.commit_lsn is not None
-            if not owned.positions.is_stopped(error.source_table):
-                owned.stop(error.source_table, Lsn(error.commit_lsn), error, None)
+            limit = owned.positions.stopped_from(error.source_table)
+            if limit is not None and limit <= error.commit_lsn:
+                raise error  # it was to take nothing of this: never again without a wait
+            owned.stop(error.source_table, Lsn(error.commit_lsn), error, None)
             if self._has_lost_parts:
                 await owned.save()
                 raise _PartsLost(f"target {self.name}: a large transaction is read again without {error.source_table}")
@@ -379,6 +402,11 @@ class Delivery:
         self._position = owned.position
         self._acknowledgeable = owned.positions.acknowledgeable
         self._on_durable()
+
+
+def _no_pause() -> float:
+    """Before the first stream there is nothing to spare."""
+    return 0.0
 
 
 def _nothing() -> None:

@@ -12,29 +12,27 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
 
-from cdc.changes.column_origin import ColumnOrigin
 from cdc.changes.relation import Relation
-from cdc.changes.transaction import Mark, Part
+from cdc.changes.transaction import Part
 from cdc.config import TargetConfig
-from cdc.errors import CdcError, TableStopped
+from cdc.errors import CdcError, ProtocolError, TableStopped
 from cdc.lsn import Lsn
 from cdc.observe.metrics import TargetMetrics
 from cdc.routing.patterns import split
 from cdc.routing.router import route_of
 from cdc.service.heartbeats import Heartbeats
+from cdc.service.planning import Planning
 from cdc.service.positions import Positions
 from cdc.service.stops import Stop, Stops
 from cdc.source.heartbeat import PREFIX, Heartbeat, parse
 from cdc.target import position, table_state
 from cdc.target.applier import Applied, Applier, Plans
-from cdc.target.lacking import ColumnsLacking
 from cdc.target.session import Session, target_errors
-from cdc.target.table_plan import TablePlan
 from cdc.target.table_state import RowCounts, TableName
 
 _log = structlog.get_logger(__name__)
@@ -42,10 +40,6 @@ _log = structlog.get_logger(__name__)
 COUNTERS_EVERY_S = 2.0
 """How often the row counters of ``cdc status`` are written. They travel with a batch, but not with each: an update per
 table would cost a small batch more than its rows. A worker that is killed loses at most these seconds of counts."""
-
-
-ReadOrigins = Callable[[Relation], Awaitable[Mapping[str, ColumnOrigin]]]
-"""Asks the source's catalog how the columns of a relation came to be, by name. Raises `CdcError` when it cannot."""
 
 
 class OwnedTarget:
@@ -74,12 +68,7 @@ class OwnedTarget:
         named = (route_of(config, *split(table)) for table in config.tables)
         routes = [route for route in named if route is not None]
         self._applier = Applier(session, owned.target, follows=config.follows, routes=routes)
-        self._plans: dict[Relation, TablePlan] = {}
-        self._not_taken: set[Relation] = set()
-        self._explained: dict[tuple[Relation, str], TableStopped] = {}
-        self.read_origins: ReadOrigins | None = None
-        self._loaded = {state.source_name for state in states}
-        self._ignored: set[str] = set()
+        self.planning = Planning(self._applier, config, owned.target, session.where, states)
         self._counts: dict[TableName, RowCounts] = {}
         self._counted_at = time.monotonic()
         self.positions = Positions(
@@ -137,7 +126,7 @@ class OwnedTarget:
         connection = self._session.connection
         started = time.monotonic()
         ended: list[Part] = []
-        marks: list[Mark] = []
+        newest: Heartbeat | None = None
         size = 0
         done = Applied()
         has_begun = False
@@ -154,7 +143,7 @@ class OwnedTarget:
                 done += await self._applier.apply(parts, plans, holds)
                 for part in parts:
                     size += part.size
-                    marks += part.marks
+                    newest = self._newest_heartbeat(part) or newest
                     if part.is_last:
                         ended.append(_without_changes(part))
         except CdcError:
@@ -163,7 +152,7 @@ class OwnedTarget:
                     await connection.execute("ROLLBACK")
             raise
         total = self._count(done)
-        await self._commit(ended, marks=marks)
+        await self._commit(ended, newest=newest)
         self._metrics.batch_applied(
             transactions=len(ended),
             inserts=total["inserted"],
@@ -185,68 +174,28 @@ class OwnedTarget:
         """Write what waits for the next batch to travel with: counters, and tables that have stopped."""
         if self._counts or any(not stop.is_recorded for stop in self._stops.current.values()):
             self._counted_at = -COUNTERS_EVERY_S
-            await self.advance_to(self.position)
+            with target_errors("storing what waits", self._session.where):
+                await self._session.connection.execute("BEGIN")
+            await self._commit([])
 
     async def _plans_for(self, parts: Sequence[Part]) -> Plans:
         """The plans of all relations of this session. A relation that cannot be planned stops its table, here."""
         for part in parts:
             for relation in part.relations:
-                if relation in self._plans or relation in self._not_taken:
-                    continue
                 # A shape of before the table was loaded, or of after it was stopped, need not fit.
-                if not self.positions.skips(relation.qualified_name, part):
-                    plan = await self._plan(relation, part)
-                    if plan is None:
-                        self._not_taken.add(relation)
-                    else:
-                        self._plans[relation] = plan
-        return self._plans
-
-    async def _plan(self, relation: Relation, part: Part) -> TablePlan | None:
-        route = route_of(self._config, relation.schema, relation.name)
-        if route is None:
-            return None
-        table = relation.qualified_name
-        if table not in self._loaded:
-            if table not in self._ignored:
-                self._ignored.add(table)
-                _log.warning(
-                    "a table is streamed that was never loaded here; its changes are left out until it is",
-                    table=table,
-                    mend="cdc bootstrap --from live",
-                )
-            return None
-        try:
-            return await self._applier.plan(relation, route)
-        except TableStopped as found:
-            error = await self._explain(found, relation)
-        self.stop(table, part.commit_lsn, error, relation)
-        if part.is_first:
-            return None
-        # What came earlier in this transaction may be in already, while it still fitted: all of it is read again.
-        error.source_table, error.commit_lsn = table, part.commit_lsn
-        raise error
-
-    async def _explain(self, error: TableStopped, relation: Relation) -> TableStopped:
-        """What the source's catalog adds to it: where columns are lacking it knows what is in the rows of before.
-
-        It is asked once for each error; where it cannot be asked now, at the next look.
-        """
-        if not isinstance(error, ColumnsLacking):
-            return error
-        key = relation, str(error)
-        if key not in self._explained:
-            former = [known for known in self._plans if known.qualified_name == relation.qualified_name]
-            formerly = [column.name for column in former[-1].columns] if former else None
-            try:
-                origins = None if self.read_origins is None else await self.read_origins(relation)
-            except CdcError as refusal:
-                _log.info(
-                    "the source cannot be asked about a column", table=relation.qualified_name, reason=str(refusal)
-                )
-                return error.explained(None, formerly=formerly)
-            self._explained[key] = error.explained(origins, formerly=formerly)
-        return self._explained[key]
+                if self.planning.knows(relation) or self.positions.skips(self.planning.table_of(relation), part):
+                    continue
+                try:
+                    await self.planning.plan(relation)
+                except TableStopped as error:
+                    table = self.planning.table_of(relation)
+                    self.stop(table, part.commit_lsn, error, relation)
+                    if not part.is_first:
+                        # What came earlier in this transaction may be in already, while it still fitted: all of it is
+                        # read again.
+                        error.source_table, error.commit_lsn = table, part.commit_lsn
+                        raise
+        return self.planning.plans
 
     def _holds(self, relation: Relation, part: Part) -> bool:
         return self.positions.skips(relation.qualified_name, part)
@@ -267,7 +216,7 @@ class OwnedTarget:
         self,
         ended: Sequence[Part],
         *,
-        marks: Sequence[Mark] = (),
+        newest: Heartbeat | None = None,
         idle_at: Lsn | None = None,
     ) -> None:
         """Advance and COMMIT in one round trip, with whatever else has to be stored."""
@@ -280,15 +229,16 @@ class OwnedTarget:
         counts = self._counts if time.monotonic() - self._counted_at >= COUNTERS_EVERY_S else {}
         if counts:
             statements.append(table_state.count_sql(self._pipeline, counts))
-        newest = self._newest_heartbeat(marks)
+        # What a single table is catching up with says nothing of how far its target is.
+        new = [part for part in ended if not part.commit_lsn < before]
         statements.append(
             position.advance_sql(
                 self._pipeline,
                 self._fence,
                 before,
                 after,
-                transactions=sum(1 for part in ended if part.commit_lsn >= before),
-                commit_time_us=ended[-1].commit_time_us if ended else None,
+                transactions=len(new),
+                commit_time_us=new[-1].commit_time_us if new else None,
                 heartbeat_count=newest.count if newest else None,
                 heartbeat_at=newest.at if newest else None,
             )
@@ -323,10 +273,18 @@ class OwnedTarget:
             if age_s is not None:
                 self._metrics.heartbeat_held(age_s=age_s, latency_s=latency_s)
 
-    def _newest_heartbeat(self, marks: Sequence[Mark]) -> Heartbeat | None:
-        for mark in reversed(marks):
+    def _newest_heartbeat(self, part: Part) -> Heartbeat | None:
+        """The last heartbeat of this pipeline in a part that the target does not hold yet."""
+        if part.commit_lsn < self.positions.target:
+            return None
+        for mark in reversed(part.marks):
             if mark.prefix == PREFIX:
-                found = parse(mark.content)
+                try:
+                    found = parse(mark.content)
+                except ProtocolError as error:
+                    # Anybody at the source may emit a message with this prefix: it is no heartbeat, and no more.
+                    _log.warning("not a heartbeat", reason=str(error), lsn=str(mark.lsn))
+                    continue
                 if found.pipeline == self._pipeline:
                     return found
         return None
@@ -341,12 +299,18 @@ class OwnedTarget:
         self._metrics.table_stopped(table, "shape" if relation is not None else "rejected")
         _log.error("table stopped", table=table, reason=str(error), sql=error.sql, lsn=str(commit_lsn))
 
-    async def look_at_stops(self) -> list[str]:
+    async def look_at_stops(self, pause_s: float) -> list[str]:
         """Look at the stopped tables whose time has come; return those that shall be tried again.
 
-        They are recorded as streaming, behind their target; the stream has to be started anew for them.
+        They are recorded as streaming, behind their target; the stream has to be started anew for them. ``pause_s`` is
+        how long that has to wait, because others need the stream as it is.
         """
-        resumed = [stop.table for stop in self._stops.due() if await self._fits_now(stop)]
+        due = self._stops.due()
+        if pause_s > 0:
+            for stop in due:
+                self._stops.look_later(stop, pause_s)
+            return []
+        resumed = [stop.table for stop in due if await self._fits_now(stop)]
         if resumed:
             async with self.fenced():
                 for table in resumed:
@@ -359,15 +323,10 @@ class OwnedTarget:
     async def _fits_now(self, stop: Stop) -> bool:
         if stop.relation is None:
             return True
-        route = route_of(self._config, stop.relation.schema, stop.relation.name)
-        if route is None:
-            return False
-        self._applier.forget()
         try:
-            await self._applier.plan(stop.relation, route)
-        except TableStopped as found:
+            await self.planning.plan_again(stop.relation)
+        except TableStopped as error:
             self._stops.look_later(stop)
-            error = await self._explain(found, stop.relation)
             if str(error) != str(stop.error):
                 stop.error, stop.is_recorded = error, False
                 await self.save()

@@ -11,8 +11,9 @@ A target has one position P: it holds every transaction that ends at or before P
 One rule covers all three: a change is applied if and only if its table does not hold it, and is not stopped before it.
 When a table's position and the target's meet, the difference is forgotten.
 
-Which transaction a position holds is decided by the start of its commit record (`Part.is_held_by`), because the end of
-a large transaction is not known while its first parts are applied.
+Which transaction a position holds is decided by the start of its commit record, because the end of a large transaction
+is not known while its first parts are applied. A position is an end LSN, so it never falls inside a commit record: the
+record starts before the position if and only if it ends at or before it.
 """
 
 from __future__ import annotations
@@ -63,10 +64,10 @@ class Positions:
         own = self.tables.setdefault(table, TablePosition(self.target))
         own.stopped_from = commit_lsn if own.stopped_from is None else min(own.stopped_from, commit_lsn)
 
-    def is_stopped(self, table: str) -> bool:
-        """Whether the table has been stopped since the stream began."""
+    def stopped_from(self, table: str) -> Lsn | None:
+        """From which commit record on the table takes nothing; `None` when it is not stopped."""
         own = self.tables.get(table)
-        return own is not None and own.stopped_from is not None
+        return None if own is None else own.stopped_from
 
     def after(self, parts: Sequence[Part], idle_at: Lsn | None = None) -> tuple[Lsn, dict[str, Lsn | None]]:
         """The target's position once ``parts`` are applied, and the own positions that change.

@@ -64,9 +64,9 @@ class Stops:
         times = [stop.retry_at for stop in self.current.values()]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
-    def look_later(self, stop: Stop) -> None:
-        """It still does not fit."""
-        stop.retry_at = time.monotonic() + LOOK_AGAIN_S
+    def look_later(self, stop: Stop, wait_s: float = LOOK_AGAIN_S) -> None:
+        """It still does not fit, or cannot be tried now."""
+        stop.retry_at = time.monotonic() + max(wait_s, LOOK_AGAIN_S)
 
     def remove(self, table: str) -> None:
         """The table is tried again."""

@@ -66,7 +66,8 @@ async def take(
             for state in resumed:
                 await table_state.resume(session, pipeline, (state.source_schema, state.source_table))
             await _stop_cut_off(session, owned, config, cut_off, metrics)
-    await target.record_state("streaming")
+    # A bootstrap that was interrupted has still something to build: it stays visible until it has been run to its end.
+    await target.record_state("loading" if owned.state == "loading" else "streaming")
     await _show_lag(session, pipeline, metrics, heartbeats)
     return target
 

@@ -32,8 +32,7 @@ class SourceTable:
     out. ``primary_key`` are column names in the order of the key. ``identity_index`` is the index that identifies rows,
     when one does; ``candidate_indexes`` those that ``REPLICA IDENTITY USING INDEX`` would accept. ``persistence`` is p
     or u (unlogged: has no WAL, cannot be replicated), ``relkind`` r or p (partitioned: holds no rows itself).
-    ``parents`` are the tables that it inherits from or is a partition of. ``pages`` counts blocks of the main fork,
-    ``bytes`` includes TOAST; ``row_estimate`` is the planner's. ``hides_rows``: row security applies to this role.
+    ``pages`` counts blocks of the main fork, ``bytes`` includes TOAST. ``hides_rows``: row security applies to this role.
     ``is_owned``: this role may alter it, and so add it to a publication.
     """
 
@@ -46,12 +45,8 @@ class SourceTable:
     candidate_indexes: tuple[str, ...]
     relkind: str
     persistence: str
-    is_partition: bool
-    parents: tuple[str, ...]
-    row_estimate: int
     bytes: int
     pages: int
-    filenode: int
     is_readable: bool
     hides_rows: bool
     owner: str
@@ -111,7 +106,6 @@ async def read_tables(connection: Connection, names: Collection[str] | None = No
 
 def _source_table(row: tuple[Any, ...], types: dict[TypeKey, DataType]) -> SourceTable:
     oid, schema, name, identity, attributes, generated, primary_key, primary_key_name, index, candidates, *rest = row
-    relkind, persistence, is_partition, parents, *measures = rest
     columns = tuple(
         Column(column, types[type_oid, typmod], is_key) for column, type_oid, typmod, _, is_key in attributes
     )
@@ -123,11 +117,7 @@ def _source_table(row: tuple[Any, ...], types: dict[TypeKey, DataType]) -> Sourc
         primary_key_name,
         index,
         tuple(candidates),
-        relkind,
-        persistence,
-        is_partition,
-        tuple(parents),
-        *measures,
+        *rest,
     )
 
 

@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from psycopg import conninfo
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper, Loader
 
+from cdc.config import dsn as dsns
 from cdc.errors import (
     CdcError,
     ConfigurationError,
@@ -91,7 +91,7 @@ async def _open(dsn: str, extra: dict[str, str], cursor: type[psycopg.AsyncCurso
     parameters = _parse(dsn)
     settings = _VALUES_TRAVEL_UNCHANGED | _NOTHING_CUTS_US_OFF | _ROWS_ARE_NOT_HIDDEN
     ours = " ".join(f"-c {name}={value}" for name, value in settings.items())
-    merged: dict[str, Any] = _PARAMETERS | parameters | extra | {"client_encoding": "UTF8"}
+    merged: dict[str, Any] = {**_PARAMETERS, **parameters, **extra, "client_encoding": "UTF8"}
     merged["options"] = f"{parameters.get('options', '')} {ours}".strip()
     try:
         connection = await psycopg.AsyncConnection.connect(
@@ -101,7 +101,7 @@ async def _open(dsn: str, extra: dict[str, str], cursor: type[psycopg.AsyncCurso
         raise _refusal(str(error), parameters) from None
     except OSError as error:
         reason = error.strerror or "the network refused it"
-        raise SourceUnavailable(f"no connection to the source {_place(parameters)}: {reason}") from None
+        raise SourceUnavailable(f"no connection to the source {dsns.place(parameters)}: {reason}") from None
     connection.adapters.register_loader("pg_lsn", _LsnLoader)
     connection.adapters.register_dumper(Lsn, _LsnDumper)
     return connection
@@ -123,26 +123,16 @@ class _LsnDumper(Dumper):
         return str(obj).encode()
 
 
-def _parse(dsn: str) -> dict[str, Any]:
+def _parse(dsn: str) -> dict[str, str]:
     try:
-        return dict(conninfo.conninfo_to_dict(dsn))
-    except psycopg.Error:
-        # libpq quotes the part that it does not understand, and that can be the password.
-        raise ConfigurationError(
-            "the source's DSN cannot be parsed: write postgresql://user:password@host:port/database, with special "
-            "characters in the password percent-encoded"
-        ) from None
+        return dsns.parse(dsn)
+    except ValueError as error:
+        raise ConfigurationError(f"the source's DSN {error}") from None
 
 
 def place(dsn: str) -> str:
     """Where a DSN leads, without its password: ``host:port/database``."""
-    return _place(_parse(dsn))
-
-
-def _place(parameters: dict[str, Any]) -> str:
-    host = parameters.get("host") or parameters.get("hostaddr") or "(local socket)"
-    port = f":{parameters['port']}" if parameters.get("port") else ""
-    return f"{host}{port}/{parameters.get('dbname') or parameters.get('user') or ''}"
+    return dsns.place(_parse(dsn))
 
 
 # --- a connection that was refused -----------------------------------------------------------------------------------
@@ -182,8 +172,8 @@ _NEVER: tuple[tuple[str, str], ...] = (
 )
 
 
-def _refusal(text: str, parameters: dict[str, Any]) -> CdcError:
-    where = _place(parameters)
+def _refusal(text: str, parameters: dict[str, str]) -> CdcError:
+    where = dsns.place(parameters)
     if re.search("walsender|wal sender|replication role", text, re.IGNORECASE) and "max_wal_senders" not in text:
         user = str(parameters.get("user") or "the role")
         return SetupError(

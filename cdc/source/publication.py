@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from cdc import statements
+from cdc.config import insert_only_name
 from cdc.errors import SetupError
 from cdc.identifiers import quote, quote_qualified
 from cdc.source.catalog import SourceTable
@@ -49,11 +50,6 @@ class Publication:
     tables: frozenset[Member]
     narrowed: frozenset[Member]
     schemas: tuple[str, ...] = ()
-
-
-def insert_only_name(publication: str) -> str:
-    """The publication of the tables without a usable identity."""
-    return f"{publication}_insert_only"
 
 
 async def read(connection: Connection, names: Collection[str]) -> dict[str, Publication]:

@@ -32,6 +32,7 @@ from cdc.errors import CdcError, ServerError, SetupError, SourceUnavailable
 from cdc.identifiers import quote
 from cdc.lsn import INVALID_LSN, Lsn
 from cdc.pgoutput.framing import EPOCH_UNIX_US, standby_status_update
+from cdc.source import waiting
 from cdc.source.connection import Connection, connect_walsender, explain, place, server_error, source_errors
 from cdc.source.slot import PLUGIN, read_slot, refusal
 from cdc.source.stream_errors import BinaryRefused, StreamPoisoned, error_of, explain_end, missing_publication
@@ -191,32 +192,29 @@ class ReplicationConnection:
         slot: str,
         publications: Sequence[str],
         *,
-        start: Lsn = INVALID_LSN,
         binary: bool = True,
-        messages: bool = True,
     ) -> None:
-        """Begin to stream. With ``start`` older than what the slot confirmed, the server silently starts there.
+        """Begin to stream, from what the slot has confirmed. ``binary``: values in the binary format of their types.
 
         Raises `SlotInUse` while another session streams from it, `ResyncNeeded` when the slot is missing or lost.
         (That a publication is missing shows only later, from `receive`.)
         """
         names = ", ".join(quote(name) for name in publications).replace("'", "''")
         options = [f"proto_version '{_PROTOCOL_VERSION}'", f"publication_names '{names}'"]
-        options += ["binary 'true'"] if binary else []
-        options += ["messages 'true'"] if messages else []
-        command = f"START_REPLICATION SLOT {quote(slot)} LOGICAL {start} ({', '.join(options)})"
+        options += ["messages 'true'"] + (["binary 'true'"] if binary else [])
+        command = f"START_REPLICATION SLOT {quote(slot)} LOGICAL {INVALID_LSN} ({', '.join(options)})"
         self._slot = slot
         try:
             self._pgconn.send_query(command.encode())
-            await self._flush()
-            result = await self._result()
+            await waiting.flush(self._pgconn)
+            result = await waiting.result(self._pgconn)
         except psycopg.Error:
             raise explain(None, f"stream from the slot {slot}") from None
         if result is not None and result.status == pq.ExecStatus.COPY_BOTH:
             return
         server = error_of(result)
         while result is not None:
-            result = await self._result()
+            result = await waiting.result(self._pgconn)
         raise await self._explain_start(server, slot)
 
     async def _explain_start(self, server: ServerError | None, slot: str) -> CdcError:
@@ -249,7 +247,7 @@ class ReplicationConnection:
                 if frames:
                     break
                 if not self._has_ended:
-                    await self._readable()
+                    await waiting.readable(self._pgconn)
         except psycopg.Error:
             # Frames that came before the connection broke are still good; the next call meets the error again.
             if not frames:
@@ -290,65 +288,28 @@ class ReplicationConnection:
     async def _explain_end(self) -> CdcError:
         results = []
         try:
-            while (result := await self._result()) is not None:
+            while (result := await waiting.result(self._pgconn)) is not None:
                 results.append(result)
         except psycopg.Error:
             return explain(None, f"stream from the slot {self._slot}")
         return explain_end(results, self._slot)
 
-    async def send_status(self, write: Lsn, flush: Lsn, apply: Lsn, *, reply_requested: bool = False) -> None:
+    async def send_status(self, write: Lsn, flush: Lsn, apply: Lsn) -> None:
         """Tell the server how far everything is received, durable and visible; it may forget what is before ``flush``.
 
         Works while nothing is received. Raises `SourceUnavailable` when the connection is gone.
         """
         clock_us = time.time_ns() // 1_000 - EPOCH_UNIX_US
-        frame = standby_status_update(write, flush, apply, clock_us=clock_us, reply_requested=reply_requested)
+        frame = standby_status_update(write, flush, apply, clock_us=clock_us)
         try:
             while not self._pgconn.put_copy_data(frame):
-                await self._writable()
-            await self._flush()
+                await waiting.writable(self._pgconn)
+            await waiting.flush(self._pgconn)
         except psycopg.Error:
             raise explain(None, "take a status update") from None
-
-    # --- waiting
-
-    async def _result(self) -> pq.abc.PGresult | None:
-        while self._pgconn.is_busy():
-            await self._readable()
-            self._pgconn.consume_input()
-        return self._pgconn.get_result()
-
-    async def _flush(self) -> None:
-        while self._pgconn.flush():
-            await self._writable()
-
-    async def _readable(self) -> None:
-        loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = loop.create_future()
-        socket = self._pgconn.socket
-        loop.add_reader(socket, _wake, ready)
-        try:
-            await ready
-        finally:
-            loop.remove_reader(socket)
-
-    async def _writable(self) -> None:
-        loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = loop.create_future()
-        socket = self._pgconn.socket
-        loop.add_writer(socket, _wake, ready)
-        try:
-            await ready
-        finally:
-            loop.remove_writer(socket)
 
 
 def parse_timeline_history(text: str) -> list[tuple[int, Lsn]]:
     """Read a ``.history`` file: a line per timeline that was left, ``timeline``, ``switch point`` and a reason."""
     lines = re.findall(r"^\s*(\d+)\s+([0-9A-Fa-f]+/[0-9A-Fa-f]+)", text, re.MULTILINE)
     return [(int(timeline), Lsn.parse(switch)) for timeline, switch in lines]
-
-
-def _wake(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)

@@ -45,7 +45,6 @@ class Slot:
     safe_wal_size: int | None
     retained_bytes: int | None
     temporary: bool
-    two_phase: bool
     failover: bool | None
     invalidation_reason: str | None
 

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from cdc.errors import SourceUnavailable
 from cdc.lsn import INVALID_LSN, Lsn
-from cdc.pgoutput.framing import HEADER, KEEPALIVE, parse_keepalive
+from cdc.pgoutput.framing import split_frames
 from cdc.source.connection import Connection, connect, source_errors
 from cdc.source.replication import ReplicationConnection
 from cdc.source.slot import read_slot
@@ -116,12 +116,11 @@ async def read_past_start(dsn: str, slot: str, publications: Sequence[str], *, a
 
 async def _wait_for(walsender: ReplicationConnection, token: bytes) -> None:
     while True:
-        for frame in await walsender.receive():
-            if frame[0] == KEEPALIVE:
-                if parse_keepalive(frame).reply_requested:
-                    await walsender.send_status(INVALID_LSN, INVALID_LSN, INVALID_LSN)
-            elif frame[HEADER : HEADER + 1] == b"M" and frame.endswith(token):
-                return
+        messages, keepalives = split_frames(await walsender.receive())
+        if any(message[:1] == b"M" and message.endswith(token) for message in messages):
+            return
+        if any(keepalive.reply_requested for keepalive in keepalives):
+            await walsender.send_status(INVALID_LSN, INVALID_LSN, INVALID_LSN)
 
 
 async def wait_until_free(connection: Connection, slot: str) -> None:

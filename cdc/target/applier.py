@@ -28,11 +28,12 @@ import asyncpg
 from cdc.changes.relation import Relation
 from cdc.changes.row_reader import FormatChanged
 from cdc.changes.transaction import Part
-from cdc.errors import ProtocolError, TableStopped
+from cdc.errors import ProtocolError, ServerError, TableStopped
+from cdc.pgoutput.tuples import TEXT
 from cdc.routing.route import Route
 from cdc.target.catalog import TargetTable, read_table
 from cdc.target.fast_path import FastPath
-from cdc.target.rejection import Refused, Unfit, guard_for, unfit_verdict, verdict
+from cdc.target.rejection import NEEDED_RIGHTS, Refused, Unfit, guard_for, lacks_rights, unfit_verdict, verdict
 from cdc.target.row_replay import RowReplay
 from cdc.target.session import Session, server_error, target_errors
 from cdc.target.staging import Staging
@@ -73,11 +74,12 @@ class Applier:
         self._shapes: dict[tuple[object, ...], TableShape] = {}
         self._plans: dict[tuple[Relation, Route], TablePlan] = {}
         self._flipped: dict[Relation, set[int]] = {}
+        self._refused: dict[tuple[str, str], ServerError] = {}
 
     async def plan(self, relation: Relation, route: Route) -> TablePlan:
         """Decide how ``relation`` gets into the route's table. Cached: by relation, and what the catalog says by table.
 
-        Raises `TableStopped` when it cannot, with the SQL that mends it where there is one; `forget` the table before
+        Raises `TableStopped` when it cannot, with the SQL that mends it where there is one; `forget` the route before
         asking again.
         """
         found = self._plans.get((relation, route))
@@ -88,18 +90,17 @@ class Applier:
                     # The version first: what changes in between then shows as a change.
                     self._versions[name] = await read_version(self._connection, *name)
                     self._tables[name] = await read_table(self._connection, *name)
-            found = self._plans[relation, route] = self._make_plan(relation, route)
+            try:
+                await self._check_rights(route)
+                found = self._plans[relation, route] = self._make_plan(relation, route)
+            except TableStopped as stopped:
+                stopped.relation = relation
+                raise
         return found
 
-    def forget(self, relation: Relation | None = None) -> None:
-        """Drop what is cached of a relation and of the tables that it goes to, or everything."""
-        if relation is None:
-            self._plans.clear()
-            self._tables.clear()
-            return
-        routes = [route for planned, route in self._plans if planned is relation]
-        named = {(route.target_schema, route.target_table) for route in routes}
-        self._forget_tables(named or set(self._tables))
+    def forget(self, route: Route) -> None:
+        """Drop what is cached of the table that a route goes to, so that `plan` looks at it again."""
+        self._forget_table((route.target_schema, route.target_table))
 
     async def prepare(self, plans: Plans) -> None:
         """Create and tidy the staging tables of these plans, before the transaction begins.
@@ -118,7 +119,8 @@ class Applier:
             holds: Which tables hold which parts already; nothing is held by default.
 
         Raises:
-            TableStopped: a table cannot go on: source and target differ, its shape does not fit, a right is missing.
+            TableStopped: a table cannot go on: source and target differ, its shape does not fit, a right is missing. It
+                has a ``relation`` where `plan` says so, too, and will say when that has been mended.
             BatchRejected: a constraint of the target refuses a transaction.
             TargetUnavailable: the same may succeed later.
             ProtocolError: a message is damaged.
@@ -133,7 +135,7 @@ class Applier:
                     return await self._apply(routed)
             except FormatChanged as format_changed:
                 await self._roll_back()
-                self._flip(format_changed)
+                await self._flip(format_changed, routed)
             except TablesChanged as changed:
                 await self._roll_back()
                 for name in changed.names:
@@ -141,7 +143,9 @@ class Applier:
             except Unfit as unfit:
                 await self._roll_back()
                 name = (unfit.shape.schema, unfit.shape.name)
-                if name in replanned or not unfit.is_outdated:
+                if unfit.is_missing_right:
+                    self._refused[name] = unfit.server
+                if name in replanned or not (unfit.is_outdated or unfit.is_missing_right):
                     raise await self._unfit(unfit, routed) from None
                 replanned.add(name)
                 await self._plan_again(name, routed)
@@ -251,36 +255,50 @@ class Applier:
         shape = self._shapes.setdefault(plan.shape.content(), plan.shape)
         return TablePlan(plan.relation, plan.route, shape, plan.reader, plan.is_shared, self._versions[name])
 
-    def _flip(self, changed: FormatChanged) -> None:
+    async def _check_rights(self, route: Route) -> None:
+        """Once the server has refused a table for want of a right, the table is not planned until no right is wanting."""
+        name = (route.target_schema, route.target_table)
+        server, table = self._refused.get(name), self._tables[name]
+        if server is None or table is None:
+            return
+        if not table.privileges.issuperset(NEEDED_RIGHTS):
+            raise lacks_rights(route, table, self._target, await self._role(), server)
+        del self._refused[name]
+
+    async def _flip(self, changed: FormatChanged, routed: list[RoutedPart]) -> None:
         """Read a column's values in the other format from now on, and plan its relation again."""
-        flipped = self._flipped.setdefault(changed.relation, set())
-        if changed.column_index in flipped:
+        relation, index = changed.relation, changed.column_index
+        part = next(part for part in routed if relation in part.plans)
+        plan = part.plans[relation]
+        # What the plan in hand expected tells, not what has been flipped: it may be older than that.
+        if (plan.reader.wire[index] == TEXT) == relation.columns[index].type.has_binary:
             raise ProtocolError(
-                f"column {changed.column_index + 1} of {changed.relation.qualified_name} comes as text and as binary "
-                "in the same stream. Start the worker again."
+                f"column {index + 1} of {relation.qualified_name} comes as text and as binary in the same stream. "
+                "Start the worker again."
             )
-        flipped.add(changed.column_index)
-        for relation, route in list(self._plans):
-            if relation is changed.relation:
-                self._plans[relation, route] = self._make_plan(relation, route)
+        self._flipped.setdefault(relation, set()).add(index)
+        self._plans.pop((relation, plan.route), None)
+        await self._plan_in(part, plan)
 
     async def _plan_again(self, name: tuple[str, str], routed: list[RoutedPart]) -> None:
         """Look at a table again that is not what it was, for all plans of this batch."""
-        self._forget_tables({name})
+        self._forget_table(name)
         for part in routed:
             for plan in part.plans.values():
-                if (plan.route.target_schema, plan.route.target_table) != name:
-                    continue
-                try:
-                    await self.plan(plan.relation, plan.route)
-                except TableStopped as stopped:
-                    stopped.commit_lsn, stopped.xid = part.part.commit_lsn, part.part.xid
-                    raise stopped from None
+                if (plan.route.target_schema, plan.route.target_table) == name:
+                    await self._plan_in(part, plan)
 
-    def _forget_tables(self, names: set[tuple[str, str]]) -> None:
-        for name in names:
-            self._tables.pop(name, None)
-        for key in [key for key in self._plans if (key[1].target_schema, key[1].target_table) in names]:
+    async def _plan_in(self, part: RoutedPart, plan: TablePlan) -> None:
+        """Make a plan anew. `TableStopped` then names the first transaction that would have needed it."""
+        try:
+            await self.plan(plan.relation, plan.route)
+        except TableStopped as stopped:
+            stopped.commit_lsn, stopped.xid = part.part.commit_lsn, part.part.xid
+            raise stopped from None
+
+    def _forget_table(self, name: tuple[str, str]) -> None:
+        self._tables.pop(name, None)
+        for key in [key for key in self._plans if (key[1].target_schema, key[1].target_table) == name]:
             del self._plans[key]
 
     async def _roll_back(self) -> None:
@@ -288,11 +306,13 @@ class Applier:
             await self._connection.execute("ROLLBACK TO SAVEPOINT cdc_batch")
 
     async def _unfit(self, unfit: Unfit, routed: list[RoutedPart]) -> TableStopped:
-        with target_errors("reading the role", self._session.where):
-            role = await self._connection.fetchval("SELECT pg_catalog.quote_ident(current_user)")
-        self._forget_tables({(unfit.shape.schema, unfit.shape.name)})
+        self._forget_table((unfit.shape.schema, unfit.shape.name))
         part = next(part for part in routed if unfit.shape in {plan.shape for plan in part.plans.values()})
-        return unfit_verdict(unfit, part.part, _plan_of(unfit.shape, part), self._target, role)
+        return unfit_verdict(unfit, part.part, _plan_of(unfit.shape, part), self._target, await self._role())
+
+    async def _role(self) -> str:
+        with target_errors("reading the role", self._session.where):
+            return str(await self._connection.fetchval("SELECT pg_catalog.quote_ident(current_user)"))
 
 
 def _plan_of(shape: TableShape, routed: RoutedPart) -> TablePlan:

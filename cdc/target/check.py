@@ -30,9 +30,6 @@ OLDEST_VERSION = 140_000
 Origins = Mapping[int, Mapping[str, ColumnOrigin]]
 """How columns of the source came to be, by the relation's oid and by name."""
 
-NEEDED = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
-"""What the applier does to every table; SELECT because an update finds its rows by their keys."""
-
 
 async def check(
     name: str,
@@ -243,7 +240,7 @@ def _mend(sql: str | None) -> str | None:
 
 
 def _check_rights(name: str, role: str, table: TargetTable) -> Iterator[Finding]:
-    lacking = [privilege for privilege in NEEDED if privilege not in table.privileges]
+    lacking = [privilege for privilege in NEEDED_RIGHTS if privilege not in table.privileges]
     if lacking:
         rights = ", ".join(lacking)
         message = f"role {role} lacks {rights} on the table"

@@ -63,7 +63,9 @@ class ColumnsLacking(TableStopped):
         ``origins`` is `None` where the source could not be asked; a column that is missing there is gone again.
         ``formerly`` are the columns that the source's table had before, where that is known.
         """
-        return self._tell(origins, formerly)
+        told = self._tell(origins, formerly)
+        told.commit_lsn, told.xid, told.relation = self.commit_lsn, self.xid, self.relation
+        return told
 
     def _tell(self, origins: Mapping[str, ColumnOrigin] | None, formerly: Collection[str] | None) -> TableStopped:
         names = ", ".join(column.name for column in self._columns)

@@ -20,6 +20,8 @@ import asyncpg
 
 from cdc.changes.transaction import Kind, Part
 from cdc.errors import BatchRejected, ServerError, TableStopped, TransientError
+from cdc.routing.route import Route
+from cdc.target.catalog import TargetTable
 from cdc.target.remedies import load_table_again
 from cdc.target.session import server_error, translate
 from cdc.target.table_plan import TablePlan, TableShape
@@ -28,6 +30,9 @@ FOREIGN_KEY_VIOLATION = "23503"
 UNIQUE_VIOLATION = "23505"
 _UNKNOWN_LABEL = "22P02"
 _MISSING_RIGHT = "42501"
+
+NEEDED_RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
+"""What the applier does to every table; SELECT because an update finds its rows by their keys."""
 
 _ABOUT_ROWS = ("22", "23", "54", "P0")
 """Classes of SQLSTATE that depend on the rows: data exceptions, constraints, sizes beyond a limit, triggers' errors."""
@@ -178,23 +183,34 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
 
 
 def unfit_verdict(unfit: Unfit, part: Part, plan: TablePlan, target: str, role: str) -> TableStopped:
-    """What the applier says when a table's statements cannot run."""
+    """What the applier says when a table's statements cannot run although its catalog has nothing against them."""
     where = f"target {target}: table {plan.route.target_name} (from {plan.route.source_name})"
-    sql = None
     if unfit.is_missing_right:
-        sentence = f"the role {role} may not write to it ({unfit.server})."
-        sql = f"GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {plan.shape.sql_name} TO {role}"
+        sentence = (
+            f"the role {role} has every right on it, and may not write to it all the same ({unfit.server}): see what "
+            "its triggers and its schema ask for."
+        )
     elif unfit.is_outdated:
         sentence = f"it, or a column or type of it, is not what the rows need ({unfit.server}). Run cdc check."
     else:
         sentence = f"the server refuses to write to it ({unfit.server})."
     return TableStopped(
         f"{where}: {sentence}",
-        sql=sql,
         server=unfit.server,
         source_table=plan.source_table,
         commit_lsn=part.commit_lsn,
         xid=part.xid,
+    )
+
+
+def lacks_rights(route: Route, table: TargetTable, target: str, role: str, server: ServerError) -> TableStopped:
+    """What the applier says when our role lacks a right on a table, as its catalog says, too. ``role`` is quoted."""
+    return TableStopped(
+        f"target {target}: table {route.target_name} (from {route.source_name}): the role {role} may not write to it "
+        f"({server}).",
+        sql=f"GRANT {', '.join(NEEDED_RIGHTS)} ON {table.sql_name} TO {role}",
+        server=server,
+        source_table=route.source_name,
     )
 
 

@@ -113,7 +113,8 @@ async def create_table(session: Session, table: NewTable) -> bool:
 async def add_primary_key(session: Session, table: NewTable) -> bool:
     """Add the primary key where the table has none; true when it was added. PostgreSQL chooses its name.
 
-    Building it sorts the table: a session with ``lock_timeout_ms=0`` suits. NOT NULL is there already.
+    It needs the strongest lock: `TargetUnavailable` where that is not granted in time, so that nobody queues behind us
+    (hazard 16); the caller tries again. NOT NULL is there already.
     """
     if not table.primary_key:
         return False

@@ -73,6 +73,10 @@ KEEPALIVE_IDLE_S = 60
 """Seconds of silence before the first TCP keepalive. Proxies cut connections after as little as 5 minutes of silence
 (Scalingo's after 30); one packet a minute costs nothing."""
 
+UNANSWERED_S = 60
+"""How long sent data may stay unacknowledged before the connection counts as lost. Keepalives are not sent meanwhile, so
+without this a server that vanishes in mid-batch is waited for as long as the kernel tries again: some 15 minutes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Session:
@@ -109,7 +113,7 @@ async def connect(
     """Open a session on a target.
 
     ``dsn`` is a URL (``postgresql://…``); ``target`` the target's name in the configuration, for messages.
-    ``lock_timeout_ms`` is 0 where waiting for ever is right (an index that is built after a bootstrap).
+    ``lock_timeout_ms`` is how long a statement waits for a lock; 0 means for ever, for which hazard 16 leaves no use.
 
     Raises `SetupError` when the server refuses us for good (password, database, rights), `ConfigurationError` for a DSN
     that is none, `TargetUnavailable` for everything that may pass.
@@ -150,7 +154,7 @@ async def _disable_triggers(connection: asyncpg.Connection) -> bool:
 
 
 def _keep_alive(connection: asyncpg.Connection) -> None:
-    """The client's side of the keepalives: without it a server that vanished is waited for for ever.
+    """The client's side of the keepalives, and `UNANSWERED_S`: without them a server that vanished is waited for for ever.
 
     asyncpg has no option for this and no public way to its socket; where it moves, only the server's side remains.
     """
@@ -159,7 +163,12 @@ def _keep_alive(connection: asyncpg.Connection) -> None:
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", KEEPALIVE_IDLE_S), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
+    for option, value in (
+        ("TCP_KEEPIDLE", KEEPALIVE_IDLE_S),
+        ("TCP_KEEPINTVL", 10),
+        ("TCP_KEEPCNT", 6),
+        ("TCP_USER_TIMEOUT", UNANSWERED_S * 1000),
+    ):
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 

@@ -3,7 +3,7 @@
 A table is mostly where its target is, and then its ``position`` here is NULL. It has a position of its own in two
 cases: ahead of the target after its load (it holds everything up to ``consistent_from``), and behind it when it stopped
 alone and when it catches up afterwards. A change of the table at ``commit_lsn`` is to be applied if and only if the
-table is streaming and ``commit_lsn >= coalesce(table's position, target's position)`` (`Part.is_held_by`).
+table is streaming and ``commit_lsn >= coalesce(table's position, target's position)`` (cdc/service/positions.py says why).
 
 Everything here runs in whatever transaction the session is in. What decides what is applied (`stop`, `resume`, the
 positions) belongs into a transaction that ends with ``cdc.advance``, so that only the owner of the target can commit
@@ -43,6 +43,7 @@ class TableState:
     deleted: int
     truncated: int
     created_by_cdc: bool
+    source_oid: int | None
 
     @property
     def source_name(self) -> str:
@@ -81,17 +82,24 @@ async def read(session: Session, pipeline: str) -> list[TableState]:
 
 async def mark_copying(session: Session, pipeline: str, route: Route, *, created_by_cdc: bool = False) -> None:
     """The table's first load begins, or begins again; its counters start from zero."""
-    await _mark(session, pipeline, route, "copying", None, created_by_cdc)
+    await _mark(session, pipeline, route, "copying", None, created_by_cdc, None)
 
 
 async def mark_streaming(
-    session: Session, pipeline: str, route: Route, *, consistent_from: Lsn | None, created_by_cdc: bool = False
+    session: Session,
+    pipeline: str,
+    route: Route,
+    *,
+    consistent_from: Lsn | None,
+    source_oid: int | None = None,
+    created_by_cdc: bool = False,
 ) -> None:
     """The table has been loaded from a snapshot at ``consistent_from``, and holds everything up to there.
 
-    `None`: it stands where its target stands. ``created_by_cdc`` stays true once it was said.
+    `None`: it stands where its target stands. ``source_oid`` is the oid of the table that it was loaded from; it stays
+    when it is not given, and ``created_by_cdc`` stays true once it was said.
     """
-    await _mark(session, pipeline, route, "streaming", consistent_from, created_by_cdc)
+    await _mark(session, pipeline, route, "streaming", consistent_from, created_by_cdc, source_oid)
 
 
 async def stop(
@@ -157,7 +165,13 @@ def count_sql(pipeline: str, counts: Mapping[TableName, RowCounts]) -> str:
 
 
 async def _mark(
-    session: Session, pipeline: str, route: Route, state: str, position: Lsn | None, created_by_cdc: bool
+    session: Session,
+    pipeline: str,
+    route: Route,
+    state: str,
+    position: Lsn | None,
+    created_by_cdc: bool,
+    source_oid: int | None,
 ) -> None:
     with target_errors(f"recording table {route.target_name}", session.where):
         await session.connection.execute(
@@ -167,6 +181,7 @@ async def _mark(
             state,
             None if position is None else str(position),
             created_by_cdc,
+            source_oid,
         )
 
 

@@ -2,7 +2,8 @@
 
 CASCADE is not repeated: the source says which of the published tables it reached, and a table of the target's own that
 refers to them is not ours to empty (invariant 9). A foreign key of such a table makes PostgreSQL refuse the statement;
-the rows are then deleted, which that key's own rules judge.
+the rows are then deleted, which that key's own rules judge. They are deleted, too, where earlier changes of the same
+batch wait for a deferred constraint or trigger: PostgreSQL does not truncate a table with such events (SQLSTATE 55006).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ async def truncate(
     with guard(first):
         try:
             await connection.execute(f"SAVEPOINT cdc_truncate; {statement}")
-        except asyncpg.FeatureNotSupportedError:
+        except (asyncpg.FeatureNotSupportedError, asyncpg.ObjectInUseError):
             await connection.execute("ROLLBACK TO SAVEPOINT cdc_truncate")
         else:
             await connection.execute("RELEASE SAVEPOINT cdc_truncate")

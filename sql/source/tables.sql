@@ -47,17 +47,9 @@ SELECT c.oid::bigint, c.nspname::text, c.relname::text, c.relreplident::text,
        pk.name AS primary_key_name,
        identity.name AS identity_index,
        coalesce(candidates.names, '{}') AS candidate_indexes,
-       c.relkind::text, c.relpersistence::text, c.relispartition,
-       ARRAY(SELECT (pn.nspname || '.' || p.relname)::text
-               FROM pg_catalog.pg_inherits h
-               JOIN pg_catalog.pg_class p ON p.oid = h.inhparent
-               JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace
-              WHERE h.inhrelid = c.oid
-              ORDER BY h.inhseqno) AS parents,
-       greatest(c.reltuples, 0)::bigint AS row_estimate,
+       c.relkind::text, c.relpersistence::text,
        coalesce(pg_table_size(c.oid), 0)::bigint AS bytes,
        coalesce(pg_relation_size(c.oid), 0)::bigint / current_setting('block_size')::bigint AS pages,
-       coalesce(pg_relation_filenode(c.oid), 0)::bigint AS filenode,
        coalesce(has_schema_privilege(c.relnamespace, 'USAGE')
                 AND has_table_privilege(c.oid, 'SELECT'), false) AS is_readable,
        row_security_active(c.oid) AS hides_rows,

@@ -70,6 +70,7 @@ CREATE TABLE cdc.target_table (
     deleted bigint NOT NULL DEFAULT 0,
     truncated bigint NOT NULL DEFAULT 0,
     created_by_cdc boolean NOT NULL DEFAULT false,
+    source_oid bigint,
     PRIMARY KEY (pipeline, source_schema, source_table),
     CHECK (state <> 'stopped' OR (reason IS NOT NULL AND position IS NOT NULL))
 )
@@ -92,4 +93,5 @@ COMMENT ON COLUMN cdc.target_table.inserted IS 'Rows inserted since the table wa
 COMMENT ON COLUMN cdc.target_table.updated IS 'Rows updated since the table was loaded';
 COMMENT ON COLUMN cdc.target_table.deleted IS 'Rows deleted since the table was loaded';
 COMMENT ON COLUMN cdc.target_table.truncated IS 'TRUNCATEs since the table was loaded';
+COMMENT ON COLUMN cdc.target_table.source_oid IS 'Oid of the table at the source: a table that is renamed there keeps it, one that takes its name has another';
 COMMENT ON COLUMN cdc.target_table.created_by_cdc IS 'Whether cdc created the table here; what it did not create it never drops';

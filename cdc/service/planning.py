@@ -1,0 +1,136 @@
+"""By which plan the rows of a relation go into a target's table, and whether it is still the table that was loaded.
+
+The stream names relations, the configuration names tables, and the target has loaded tables: here the three meet. A
+`Planning` lives as long as the session of its target. What cannot be planned is a `TableStopped` with a sentence, the
+SQL that mends it where there is one, and what the source's catalog adds to both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import structlog
+
+from cdc.changes.column_origin import ColumnOrigin
+from cdc.changes.relation import Relation
+from cdc.config import TargetConfig
+from cdc.errors import CdcError, TableStopped
+from cdc.routing.router import route_of
+from cdc.target.applier import Applier
+from cdc.target.lacking import ColumnsLacking
+from cdc.target.remedies import load_table_again
+from cdc.target.table_plan import TablePlan
+from cdc.target.table_state import TableState
+
+_log = structlog.get_logger(__name__)
+
+ReadOrigins = Callable[[Relation], Awaitable[Mapping[str, ColumnOrigin]]]
+"""Asks the source's catalog how the columns of a relation came to be."""
+
+
+class Planning:
+    """The plans of one session on one target. ``states`` are those of the tables that are loaded."""
+
+    def __init__(
+        self, applier: Applier, config: TargetConfig, target: str, where: str, states: Sequence[TableState]
+    ) -> None:
+        self._applier = applier
+        self._config = config
+        self._target = target
+        self._where = where
+        self._loaded = {state.source_name for state in states}
+        self._oids = {state.source_name: state.source_oid for state in states if state.source_oid is not None}
+        self._names = {oid: name for name, oid in self._oids.items()}
+        self._not_taken: set[Relation] = set()
+        self._ignored: set[str] = set()
+        self._explained: dict[tuple[Relation, str], TableStopped] = {}
+        self.plans: dict[Relation, TablePlan] = {}
+        self.read_origins: ReadOrigins | None = None
+
+    @property
+    def oids(self) -> frozenset[int]:
+        """The source's oids of the tables that are loaded here: a table keeps its own when it is renamed."""
+        return frozenset(self._names)
+
+    def knows(self, relation: Relation) -> bool:
+        """Whether it was planned, or found not to be taken."""
+        return relation in self.plans or relation in self._not_taken
+
+    def table_of(self, relation: Relation) -> str:
+        """The name (``schema.table``) under which the relation was loaded, or else the one that it has."""
+        return self._names.get(relation.oid, relation.qualified_name)
+
+    async def plan(self, relation: Relation) -> None:
+        """Add the relation to `plans`, unless this target does not take it. Raises `TableStopped`, once a relation."""
+        table = self.table_of(relation)
+        is_routed = route_of(self._config, relation.schema, relation.name) is not None
+        if table not in self._loaded:
+            self._not_taken.add(relation)
+            if is_routed and table not in self._ignored:
+                self._ignored.add(table)
+                _log.warning(
+                    "a table is streamed that was never loaded here; its changes are left out until it is",
+                    table=table,
+                    mend="cdc bootstrap --from live",
+                )
+            return
+        try:
+            self.plans[relation] = await self._make(relation)
+        except TableStopped:
+            self._not_taken.add(relation)
+            raise
+
+    async def plan_again(self, relation: Relation) -> None:
+        """See whether a relation that could not be planned fits now. Raises `TableStopped` when it still does not."""
+        self._applier.forget()
+        await self._make(relation)
+
+    async def _make(self, relation: Relation) -> TablePlan:
+        try:
+            self._check_identity(relation)
+            route = route_of(self._config, relation.schema, relation.name)
+            assert route is not None  # it has the name under which it was loaded
+            return await self._applier.plan(relation, route)
+        except TableStopped as found:
+            error = await self._explain(found, relation)
+        raise error
+
+    def _check_identity(self, relation: Relation) -> None:
+        """Raise `TableStopped` when the relation is not the table that was loaded under its name, or lost that name.
+
+        The publication goes by the table, the configuration by its name: without this a renamed table would stop being
+        replicated without a word.
+        """
+        name, loaded = relation.qualified_name, self._names.get(relation.oid)
+        if loaded is not None and loaded != name:
+            raise TableStopped(
+                f"{self._where}: the source's table {loaded} is called {name} now. Configure it under its new name and "
+                f"load it (cdc bootstrap --from live), or give it back its name at the source and load it again "
+                f"({load_table_again(loaded, self._target)})."
+            )
+        if self._oids.get(name, relation.oid) != relation.oid:
+            raise TableStopped(
+                f"{self._where}: another table has taken the name {name} at the source since it was loaded: load it "
+                f"again ({load_table_again(name, self._target)})."
+            )
+
+    async def _explain(self, error: TableStopped, relation: Relation) -> TableStopped:
+        """What the source's catalog adds to it: where columns are lacking it knows what is in the rows of before.
+
+        It is asked once for each error; where it cannot be asked now, at the next look.
+        """
+        if not isinstance(error, ColumnsLacking):
+            return error
+        key = relation, str(error)
+        if key not in self._explained:
+            former = [known for known in self.plans if known.qualified_name == relation.qualified_name]
+            formerly = [column.name for column in former[-1].columns] if former else None
+            try:
+                origins = None if self.read_origins is None else await self.read_origins(relation)
+            except CdcError as refusal:
+                _log.info(
+                    "the source cannot be asked about a column", table=relation.qualified_name, reason=str(refusal)
+                )
+                return error.explained(None, formerly=formerly)
+            self._explained[key] = error.explained(origins, formerly=formerly)
+        return self._explained[key]
