@@ -22,6 +22,7 @@ from cdc.config import Config
 from cdc.errors import ResyncNeeded, SetupError, SlotInUse, SourceUnavailable
 from cdc.identifiers import quote_literal
 from cdc.lsn import Lsn
+from cdc.observe.remedies import LOAD_ALL_AGAIN
 from cdc.source import heartbeat, publication
 from cdc.source.catalog import SourceTable
 from cdc.source.connection import Connection, connect, place
@@ -147,8 +148,7 @@ async def settle_slot(
             return True
         raise ResyncNeeded(
             f"the source has no slot {name} any more, but targets were loaded with it. Nothing can join them to the "
-            f"stream again: run `cdc teardown`, empty their tables, then run `cdc setup` and "
-            f"`cdc bootstrap --from live`"
+            f"stream again: {LOAD_ALL_AGAIN}"
         )
     problem = refusal(slot, name, connection.info.dbname)
     if is_known:

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from cdc.changes.relation import Column, DataType, Relation, ReplicaIdentity
 from cdc.changes.transaction import Kind, Mark, Part, Run, Truncation
+from cdc.changes.type_rows import TypeKey
 from cdc.errors import ProtocolError
 from cdc.lsn import Lsn
 from cdc.pgoutput.decoder import decode
@@ -39,9 +40,6 @@ _COMMIT = Struct(">cBQQq")
 """The layouts of Begin and Commit (manual, "Logical Replication Message Formats")."""
 
 _KINDS = {int(kind): kind for kind in Kind}
-
-TypeKey = tuple[int, int]
-"""A type's oid and its modifier (-1 for none): what a Relation message says of a column."""
 
 
 class UnknownTypes(Exception):

@@ -49,7 +49,7 @@ class Truncation:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A logical message of ours at its place in the stream: a heartbeat or a watermark (``pg_logical_emit_message``)."""
+    """A logical message of ours (``pg_logical_emit_message``) at its place in the stream: a heartbeat, a watermark."""
 
     prefix: str
     content: bytes

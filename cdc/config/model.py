@@ -218,8 +218,10 @@ class WorkerConfig(BaseModel):
     holds. Beyond some megabytes a larger batch is no faster and only takes memory (and locks for longer)."""
 
     max_queue_bytes: Size = Field(default=64 * 1024**2, ge=64 * 1024)
-    """Most bytes of changes that wait for one target. When it is full, the reader pauses. The worker's memory is about
-    twice the sum over the targets of this and ``max_batch_bytes``."""
+    """Most bytes of changes that wait for one target. When it is full, the reader pauses. What Python adds to the
+    changes counts, too. What several targets wait for is held once, so that with targets that want the same
+    tables the worker's memory is about this, once, and three times ``max_batch_bytes`` for each target: its batch, and
+    the rows of that batch taken apart while they are applied (measured: up to twice as much again)."""
 
     heartbeat_interval_s: float = Field(default=1.0, ge=0.1, le=3600)
     """Seconds between two heartbeats at the source: how fine the lag in seconds is. One costs an update of one row."""
@@ -243,8 +245,9 @@ class WorkerConfig(BaseModel):
     queues behind us must not wait for the report that we wait for (hazard 16)."""
 
     detach_after_s: float = Field(default=60.0, gt=0)
-    """Seconds for which the others wait for a target whose queue is full. After that they go on without it; what it
-    lacks stays in the slot until it is back."""
+    """Seconds for which the others wait for a target whose queue is full: long enough for a lock or a checkpoint there,
+    short enough that the others stay fresh. After that the lane goes on without it; what it lacks stays in the slot,
+    and so the source keeps its WAL, until it is back."""
 
     @property
     def metrics_host_and_port(self) -> tuple[str, int]:

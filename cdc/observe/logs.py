@@ -20,7 +20,6 @@ import threading
 import traceback
 from asyncio import AbstractEventLoop
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import AbstractContextManager
 from datetime import date, timedelta
 from pathlib import PurePath
 from types import TracebackType

@@ -10,7 +10,6 @@ Units are Prometheus' base units: seconds, bytes, and LSNs as bytes since the be
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 

@@ -1,7 +1,8 @@
 """One pgoutput message, from bytes to data: `decode`.
 
-Every message of protocol versions 1 to 4 (2: streaming, 3: two-phase, 4: parallel streaming) is read, strictly: what is unknown, too short, too long, out of place or not
-UTF-8 is a `ProtocolError`, and nothing else is ever raised. Formats, and the place where a message may stand, are those
+Every message of protocol versions 1 to 4 is read, strictly: what is unknown, too short, too long, out of place or not
+UTF-8 is a `ProtocolError`, and nothing else is ever raised. (Version 2 adds streaming, 3 two-phase commit, 4 parallel
+streaming.) Formats, and the place where a message may stand, are those
 of PostgreSQL's manual ("Logical Replication Message Formats", "Logical Streaming Replication Protocol") and of the
 readers in PostgreSQL's own ``src/backend/replication/logical/proto.c``, which also refuse unknown flags and unset LSNs.
 

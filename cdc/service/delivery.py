@@ -368,15 +368,17 @@ class Delivery:
 
     async def _reject(self, owned: OwnedTarget, error: TableStopped | BatchRejected) -> None:
         if isinstance(error, TableStopped) or self._target.on_error == "quarantine_table":
-            assert error.source_table is not None  # the applier names both
-            assert error.commit_lsn is not None
-            limit = owned.positions.stopped_from(error.source_table)
-            if limit is not None and limit <= error.commit_lsn:
+            table, commit_lsn = error.source_table, error.commit_lsn
+            assert table is not None  # the applier names both
+            assert commit_lsn is not None
+            limit = owned.positions.stopped_from(table)
+            if limit is None or commit_lsn < limit:
+                await owned.stop_for(table, Lsn(commit_lsn), error)
+            elif not self._has_lost_parts:
                 raise error  # it was to take nothing of this: never again without a wait
-            owned.stop(error.source_table, Lsn(error.commit_lsn), error, None)
             if self._has_lost_parts:
                 await owned.save()
-                raise _PartsLost(f"target {self.name}: a large transaction is read again without {error.source_table}")
+                raise _PartsLost(f"target {self.name}: a large transaction is read again without {table}")
             return
         before = [part for part in self._batch if part.commit_lsn < error.commit_lsn]
         if not before or self._has_lost_parts:

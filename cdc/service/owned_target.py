@@ -299,6 +299,14 @@ class OwnedTarget:
         self._metrics.table_stopped(table, "shape" if relation is not None else "rejected")
         _log.error("table stopped", table=table, reason=str(error), sql=error.sql, lsn=str(commit_lsn))
 
+    async def stop_for(self, table: str, commit_lsn: Lsn, error: CdcError) -> None:
+        """Stop ``table`` for what applying met: a shape that does not fit any more, or a row that is refused."""
+        relation = error.relation if isinstance(error, TableStopped) else None
+        if isinstance(error, TableStopped) and isinstance(relation, Relation):
+            self.stop(table, commit_lsn, await self.planning.explain(error, relation), relation)
+        else:
+            self.stop(table, commit_lsn, error, None)
+
     async def look_at_stops(self, pause_s: float) -> list[str]:
         """Look at the stopped tables whose time has come; return those that shall be tried again.
 

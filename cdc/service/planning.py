@@ -82,7 +82,9 @@ class Planning:
 
     async def plan_again(self, relation: Relation) -> None:
         """See whether a relation that could not be planned fits now. Raises `TableStopped` when it still does not."""
-        self._applier.forget()
+        route = route_of(self._config, relation.schema, relation.name)
+        if route is not None:
+            self._applier.forget(route)
         await self._make(relation)
 
     async def _make(self, relation: Relation) -> TablePlan:
@@ -92,7 +94,7 @@ class Planning:
             assert route is not None  # it has the name under which it was loaded
             return await self._applier.plan(relation, route)
         except TableStopped as found:
-            error = await self._explain(found, relation)
+            error = await self.explain(found, relation)
         raise error
 
     def _check_identity(self, relation: Relation) -> None:
@@ -114,7 +116,7 @@ class Planning:
                 f"again ({load_table_again(name, self._target)})."
             )
 
-    async def _explain(self, error: TableStopped, relation: Relation) -> TableStopped:
+    async def explain(self, error: TableStopped, relation: Relation) -> TableStopped:
         """What the source's catalog adds to it: where columns are lacking it knows what is in the rows of before.
 
         It is asked once for each error; where it cannot be asked now, at the next look.

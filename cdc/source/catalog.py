@@ -14,14 +14,12 @@ from typing import Any
 from cdc import statements
 from cdc.changes.column_origin import ColumnOrigin
 from cdc.changes.relation import Column, DataType, Relation, ReplicaIdentity
+from cdc.changes.type_rows import TypeKey, TypeRow, described
 from cdc.errors import SourceUnavailable
 from cdc.source.connection import Connection, source_errors
 
 _CATALOG_READS = 5
 """Tables and their types are two queries: DDL between them can drop a type, and then both are asked again."""
-
-TypeKey = tuple[int, int]
-"""A type's oid and its modifier (-1: none), as a Relation message carries them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +30,8 @@ class SourceTable:
     out. ``primary_key`` are column names in the order of the key. ``identity_index`` is the index that identifies rows,
     when one does; ``candidate_indexes`` those that ``REPLICA IDENTITY USING INDEX`` would accept. ``persistence`` is p
     or u (unlogged: has no WAL, cannot be replicated), ``relkind`` r or p (partitioned: holds no rows itself).
-    ``pages`` counts blocks of the main fork, ``bytes`` includes TOAST. ``hides_rows``: row security applies to this role.
-    ``is_owned``: this role may alter it, and so add it to a publication.
+    ``pages`` counts blocks of the main fork, ``bytes`` includes TOAST. ``hides_rows``: row security applies to this
+    role. ``is_owned``: this role may alter it, and so add it to a publication.
     """
 
     relation: Relation
@@ -160,21 +158,6 @@ async def read_origins(connection: Connection, table_oids: Collection[int]) -> d
     return origins
 
 
-@dataclass(frozen=True, slots=True)
-class _TypeRow:
-    oid: int
-    typmod: int
-    schema: str
-    name: str
-    sql: str
-    kind: str
-    element_oid: int | None
-    element_typmod: int | None
-    labels: list[str]
-    has_send: bool
-    parts: list[int]
-
-
 async def describe_types(connection: Connection, types: Iterable[TypeKey]) -> dict[TypeKey, DataType]:
     """Describe types by oid and modifier, in one query. A type that was dropped since is not in the answer."""
     wanted = sorted(set(types))
@@ -183,30 +166,4 @@ async def describe_types(connection: Connection, types: Iterable[TypeKey]) -> di
     parameters = {"oids": [oid for oid, _ in wanted], "typmods": [typmod for _, typmod in wanted]}
     with source_errors("describe its types"):
         cursor = await connection.execute(statements.load("source", "types"), parameters)
-        rows = {(row.oid, row.typmod): row for row in (_TypeRow(*values) for values in await cursor.fetchall())}
-    by_oid = {row.oid: row for row in rows.values()}
-
-    def has_binary(oid: int) -> bool:
-        """Whether the type and everything that it is made of can be sent: an array calls its element's (hazard 25)."""
-        row = by_oid.get(oid)
-        if row is None or not row.has_send:
-            return False
-        inner = [*row.parts, *([] if row.element_oid is None else [row.element_oid])]
-        return all(has_binary(part) for part in inner)
-
-    def build(key: TypeKey) -> DataType:
-        row = rows[key]
-        has_element = row.element_oid is not None and row.element_typmod is not None
-        inner = (row.element_oid or 0, -1 if row.element_typmod is None else row.element_typmod)
-        return DataType(
-            oid=row.oid,
-            schema=row.schema,
-            name=row.name,
-            sql=row.sql,
-            kind=row.kind,
-            element=build(inner) if has_element and inner in rows else None,
-            labels=tuple(row.labels),
-            has_binary=has_binary(row.oid),
-        )
-
-    return {key: build(key) for key in wanted if key in rows}
+        return described([TypeRow(*row) for row in await cursor.fetchall()], wanted)

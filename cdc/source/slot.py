@@ -12,16 +12,13 @@ from dataclasses import dataclass
 from cdc import statements
 from cdc.errors import ResyncNeeded, SetupError, TerminalError
 from cdc.lsn import Lsn
+from cdc.observe.remedies import LOAD_ALL_AGAIN
 from cdc.source.connection import Connection, source_errors
 
 PLUGIN = "pgoutput"
 
 LANE_SEPARATOR = "__"
 """A lane's slot is named ``<slot>__<target>``."""
-
-
-_LOAD_ALL_AGAIN = "`cdc teardown`, empty their tables, `cdc setup`, `cdc bootstrap --from live`"
-"""What is left when the slot is gone or lost: nothing joins any target to the stream again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +73,7 @@ def refusal(slot: Slot | None, name: str, database: str) -> TerminalError | None
         return ResyncNeeded(
             f"the source has no slot {name}: if no target has been loaded yet, run `cdc setup` and `cdc bootstrap "
             f"--from live`. Otherwise what was committed since it vanished cannot be streamed: bootstrap the targets "
-            f"again ({_LOAD_ALL_AGAIN})"
+            f"again ({LOAD_ALL_AGAIN})"
         )
     if slot.slot_type != "logical" or slot.plugin != PLUGIN:
         return SetupError(
@@ -91,7 +88,7 @@ def refusal(slot: Slot | None, name: str, database: str) -> TerminalError | None
     if slot.is_lost:
         reason = slot.invalidation_reason or "WAL that it needs was removed (max_slot_wal_keep_size)"
         return ResyncNeeded(
-            f"the slot {name} is lost: {reason}; drop it and bootstrap the targets again ({_LOAD_ALL_AGAIN})",
+            f"the slot {name} is lost: {reason}; drop it and bootstrap the targets again ({LOAD_ALL_AGAIN})",
             sql=f"SELECT pg_drop_replication_slot('{name}');",
         )
     return None

@@ -256,7 +256,7 @@ class Applier:
         return TablePlan(plan.relation, plan.route, shape, plan.reader, plan.is_shared, self._versions[name])
 
     async def _check_rights(self, route: Route) -> None:
-        """Once the server has refused a table for want of a right, the table is not planned until no right is wanting."""
+        """Once the server has refused a table for want of a right, it is not planned until none is wanting."""
         name = (route.target_schema, route.target_table)
         server, table = self._refused.get(name), self._tables[name]
         if server is None or table is None:

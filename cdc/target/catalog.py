@@ -7,13 +7,14 @@ connection and let the driver's errors pass: the caller knows what it was doing,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import asyncpg
 
 from cdc import statements
 from cdc.changes.relation import DataType
+from cdc.changes.type_rows import TypeKey, TypeRow, described
 from cdc.identifiers import quote_qualified
 
 
@@ -22,8 +23,7 @@ class TargetColumn:
     """One column of a target table.
 
     ``has_default`` says that an INSERT may leave it out and it is filled nevertheless (a default, an identity).
-    ``identity`` is ``pg_attribute.attidentity``: ``a`` (ALWAYS), ``d`` (BY DEFAULT) or empty. ``deterministic`` is
-    false for a collation under which different strings are equal.
+    ``identity`` is ``pg_attribute.attidentity``: ``a`` (ALWAYS), ``d`` (BY DEFAULT) or empty.
     """
 
     name: str
@@ -32,42 +32,30 @@ class TargetColumn:
     has_default: bool
     generated: bool
     identity: str
-    deterministic: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class UniqueKey:
-    """A valid unique index over plain columns and all rows.
-
-    ``is_immediate`` is false for a DEFERRABLE constraint, which ``ON CONFLICT`` cannot use.
-    """
+    """A valid unique index over plain columns and all rows. ``is_immediate`` is false for a DEFERRABLE constraint."""
 
     name: str
     columns: tuple[str, ...]
     is_primary: bool
     is_immediate: bool
-    constraint: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignKey:
     """A foreign key.
 
-    ``on_delete`` and ``on_update`` are PostgreSQL's letters: a no action, r restrict, c cascade, n set null, d set
-    default.
+    ``on_delete`` is PostgreSQL's letter: a no action, r restrict, c cascade, n set null, d set default.
     """
 
     name: str
-    schema: str
-    table: str
-    columns: tuple[str, ...]
     referenced_schema: str
     referenced_table: str
-    referenced_columns: tuple[str, ...]
     on_delete: str
-    on_update: str
     deferrable: bool
-    deferred: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +79,11 @@ class TargetTable:
     ``foreign_keys`` start here, ``referenced_by`` point here.
     """
 
-    oid: int
     schema: str
     name: str
     relkind: str
-    is_partition: bool
     persistence: str
     row_security: bool
-    is_owner: bool
     privileges: frozenset[str]
     columns: tuple[TargetColumn, ...]
     unique_keys: tuple[UniqueKey, ...] = ()
@@ -117,29 +102,13 @@ class TargetTable:
         return quote_qualified(self.schema, self.name)
 
     @property
-    def is_partitioned(self) -> bool:
-        """Whether it is the root, or an inner node, of partitions."""
-        return self.relkind == "p"
-
-    @property
     def is_writable(self) -> bool:
         """Whether rows can be copied into it: a plain or partitioned table."""
         return self.relkind in ("r", "p")
 
-    @property
-    def primary_key(self) -> tuple[str, ...]:
-        """Columns of the primary key, in its order; empty without one."""
-        return next((key.columns for key in self.unique_keys if key.is_primary), ())
-
     def column(self, name: str) -> TargetColumn | None:
         """The column of that name."""
         return next((column for column in self.columns if column.name == name), None)
-
-    def unique_key_over(self, columns: Collection[str]) -> UniqueKey | None:
-        """A unique key over exactly these columns, in any order; the primary key and immediate ones first."""
-        wanted = frozenset(columns)
-        found = [key for key in self.unique_keys if frozenset(key.columns) == wanted]
-        return min(found, key=lambda key: (not key.is_immediate, not key.is_primary), default=None)
 
 
 async def read_tables(
@@ -161,14 +130,11 @@ async def read_tables(
     for row in tables:
         oid = row["oid"]
         table = TargetTable(
-            oid=oid,
             schema=row["schema"],
             name=row["name"],
             relkind=row["relkind"],
-            is_partition=row["is_partition"],
             persistence=row["persistence"],
             row_security=row["row_security"],
-            is_owner=row["is_owner"],
             privileges=frozenset(row["privileges"]),
             columns=tuple(columns.get(oid, ())),
             unique_keys=tuple(keys.get(oid, ())),
@@ -185,37 +151,12 @@ async def read_table(connection: asyncpg.Connection, schema: str, name: str) -> 
     return (await read_tables(connection, [(schema, name)])).get((schema, name))
 
 
-async def describe_types(
-    connection: asyncpg.Connection, types: Iterable[tuple[int, int]]
-) -> dict[tuple[int, int], DataType]:
+async def describe_types(connection: asyncpg.Connection, types: Iterable[TypeKey]) -> dict[TypeKey, DataType]:
     """Describe types of this target by oid and modifier (-1: none); unknown oids are absent from the result."""
     wanted = sorted(set(types))
     oids, modifiers = [oid for oid, _ in wanted], [modifier for _, modifier in wanted]
     rows = await connection.fetch(statements.load("target", "catalog_types"), oids, modifiers)
-    by_key = {(row["oid"], row["typmod"]): row for row in rows}
-    by_oid = {row["oid"]: row for row in rows}
-
-    def has_binary(oid: int) -> bool:
-        """Whether the type can be sent: the send function of an array or a composite calls those of its parts."""
-        row = by_oid[oid]
-        inner = [*row["parts"], *([row["element_oid"]] if row["element_oid"] else [])]
-        return row["has_send"] and all(has_binary(part) for part in inner)
-
-    def describe(key: tuple[int, int]) -> DataType:
-        row = by_key[key]
-        inner = (row["element_oid"], row["element_typmod"])
-        return DataType(
-            oid=row["oid"],
-            schema=row["schema"],
-            name=row["name"],
-            sql=row["sql"],
-            kind=row["kind"],
-            element=describe(inner) if row["element_oid"] else None,
-            labels=tuple(row["labels"]),
-            has_binary=has_binary(row["oid"]),
-        )
-
-    return {key: describe(key) for key in wanted if key in by_key}
+    return described([TypeRow(*row) for row in rows], wanted)
 
 
 async def types_by_name(
@@ -257,7 +198,6 @@ async def _read_columns(connection: asyncpg.Connection, oids: list[int]) -> dict
                 has_default=row["has_default"],
                 generated=row["generated"],
                 identity=row["identity"],
-                deterministic=row["deterministic"],
             )
         )
     return columns
@@ -272,7 +212,6 @@ async def _read_unique_keys(connection: asyncpg.Connection, oids: list[int]) -> 
                 columns=tuple(row["columns"]),
                 is_primary=row["is_primary"],
                 is_immediate=row["is_immediate"],
-                constraint=row["constraint_name"],
             )
         )
     return keys
@@ -281,14 +220,8 @@ async def _read_unique_keys(connection: asyncpg.Connection, oids: list[int]) -> 
 def _foreign_key(row: asyncpg.Record) -> ForeignKey:
     return ForeignKey(
         name=row["name"],
-        schema=row["schema"],
-        table=row["table_name"],
-        columns=tuple(row["columns"]),
         referenced_schema=row["referenced_schema"],
         referenced_table=row["referenced_table"],
-        referenced_columns=tuple(row["referenced_columns"]),
         on_delete=row["on_delete"],
-        on_update=row["on_update"],
         deferrable=row["deferrable"],
-        deferred=row["deferred"],
     )

@@ -8,7 +8,7 @@ below are generators: rows are read while the server takes in those before them,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from struct import Struct
 
 from cdc.changes.row_reader import Fields, FormatChanged, RowReader
@@ -21,10 +21,6 @@ CHUNK_BYTES = 256 * 1024
 """How much is handed to the connection at once. Between two chunks the other tasks of the worker get their turn, so
 this bounds how long they wait (some 10 ms of encoding); smaller chunks cost more calls and gain nothing."""
 
-STRETCH_BYTES = 64 * 1024
-"""How much is read at once. Some hundred rows of usual size are enough to make a call's fixed cost vanish; a row of
-many megabytes comes alone, so that memory holds it once as a message and once as COPY's bytes."""
-
 _COUNT = Struct(">H")
 _ORDINAL = Struct(">Hiq")
 
@@ -33,15 +29,15 @@ class NotSent(Exception):
     """A row that must be whole lacks a value (an insert with an unchanged TOASTed value). Control flow."""
 
 
-async def messages_stream(runs: Iterable[tuple[RowReader, Sequence[bytes]]], columns: int) -> AsyncIterator[bytes]:
-    """Encode the new rows of insert messages, as they are.
+async def messages_stream(stretches: Iterable[tuple[RowReader, Sequence[bytes]]], columns: int) -> AsyncIterator[bytes]:
+    """Encode the new rows of insert messages, as they are. A stretch is read in one go (`cdc.target.steps.stretched`).
 
     Raises `NotSent`, `FormatChanged`, and `ProtocolError` for bytes that are none of pgoutput's.
     """
     prefix = _COUNT.pack(columns)
     pieces = [HEADER]
     append, size = pieces.append, 0
-    for reader, messages in _stretched(runs):
+    for reader, messages in stretches:
         try:
             for fields in reader.new_rows(messages):
                 if UNCHANGED in fields:
@@ -58,29 +54,6 @@ async def messages_stream(runs: Iterable[tuple[RowReader, Sequence[bytes]]], col
             await asyncio.sleep(0)
     append(TRAILER)
     yield b"".join(pieces)
-
-
-def _stretched(runs: Iterable[tuple[RowReader, Sequence[bytes]]]) -> Iterator[tuple[RowReader, Sequence[bytes]]]:
-    """The messages of runs, at most `STRETCH_BYTES` at once (but one at least), joined as long as one reader follows.
-
-    Under a load of small transactions a run has one row, and a call for each would cost more than the row.
-    """
-    reader: RowReader | None = None
-    stretch: list[bytes] = []
-    size = 0
-    for following, messages in runs:
-        if stretch and reader is not None and following is not reader:
-            yield reader, stretch
-            stretch, size = [], 0
-        reader = following
-        for message in messages:
-            stretch.append(message)
-            size += len(message)
-            if size >= STRETCH_BYTES:
-                yield reader, stretch
-                stretch, size = [], 0
-    if stretch and reader is not None:
-        yield reader, stretch
 
 
 async def rows_stream(

@@ -13,7 +13,7 @@ correctness.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -27,7 +27,7 @@ from cdc.target.copy_encoding import NotSent, messages_stream, rows_stream
 from cdc.target.rejection import Guard, Reason, Refused
 from cdc.target.row_replay import RowReplay, check_count, row_count
 from cdc.target.staging import Staging
-from cdc.target.steps import Group, RoutedPart, Step, TableName, parents_first, split
+from cdc.target.steps import Group, RoutedPart, Step, TargetName, parents_first, split, stretched
 from cdc.target.table_plan import TablePlan, TableShape
 from cdc.target.truncation import truncate
 
@@ -72,7 +72,7 @@ class FastPath:
                 for name, groups in step.tables.items()
             }
         )
-        staged: dict[TableName, _Staged] = {}
+        staged: dict[TargetName, _Staged] = {}
         for name in order:
             groups = step.tables[name]
             if any(group.shape in in_order for group in groups):
@@ -126,10 +126,13 @@ class FastPath:
     async def _fold(self, group: Group) -> list[Outcome | KeyChange]:
         """The stretches of a group; one empty outcome when nothing is left."""
         compaction = Compaction(keeps_rows=group.shape.keeps_rows)
+        folded = 0
         try:
-            for plan, kind, rows in _stretched(group.runs):
+            for (plan, kind), rows in stretched(((plan, run.kind), run.rows) for plan, run in group.runs):
                 compaction.add(plan.reader, kind, rows)
-                if len(rows) == BREATH_ROWS:
+                folded += len(rows)
+                if folded >= BREATH_ROWS:
+                    folded = 0
                     await asyncio.sleep(0)
         except Contradiction:
             raise Refused(group.shape, Reason.CONTRADICTION) from None
@@ -194,7 +197,10 @@ class FastPath:
                     shape.name,
                     schema_name=shape.schema,
                     columns=[column.name for column in shape.columns],
-                    source=messages_stream(((plan.reader, run.rows) for plan, run in runs), len(shape.columns)),
+                    source=messages_stream(
+                        ((plan.reader, rows) for plan, rows in stretched((plan, run.rows) for plan, run in runs)),
+                        len(shape.columns),
+                    ),
                     format="binary",
                 )
             except NotSent:
@@ -205,26 +211,6 @@ class FastPath:
         with self._guard(shape):
             changed = row_count(await self._connection.execute(sql))
         check_count(shape, changed, expected, may_fall_short=may_fall_short)
-
-
-def _stretched(runs: Iterable[tuple[TablePlan, Run]]) -> Iterator[tuple[TablePlan, Kind, list[bytes]]]:
-    """The rows of runs, at most `BREATH_ROWS` at once, and as many as follow each other with one plan and kind.
-
-    Under a load of small transactions a run has one row, and a call for each would cost more than the row.
-    """
-    current: tuple[TablePlan, Kind] | None = None
-    rows: list[bytes] = []
-    for plan, run in runs:
-        if current is None or plan is not current[0] or run.kind is not current[1]:
-            if current is not None and rows:
-                yield *current, rows
-            current, rows = (plan, run.kind), []
-        rows += run.rows
-        while len(rows) >= BREATH_ROWS:
-            yield *current, rows[:BREATH_ROWS]
-            rows = rows[BREATH_ROWS:]
-    if current is not None and rows:
-        yield *current, rows
 
 
 def copies_inserts(shape: TableShape) -> bool:

@@ -13,7 +13,8 @@ from uuid import UUID
 
 from cdc.errors import ResyncNeeded
 from cdc.lsn import Lsn
-from cdc.target.remedies import LOAD_ALL_AGAIN, load_target_again
+from cdc.observe.remedies import LOAD_ALL_AGAIN
+from cdc.target.remedies import load_target_again
 
 
 @dataclass(frozen=True, slots=True)

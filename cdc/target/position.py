@@ -56,7 +56,7 @@ class Ownership:
 
 @dataclass(frozen=True, slots=True)
 class TargetState:
-    """The whole row, for status; ``heartbeat_at`` and ``source_commit_at`` are by the source's clock."""
+    """What status needs of the row; ``heartbeat_at`` is by the source's clock."""
 
     pipeline: str
     target: str
@@ -68,8 +68,6 @@ class TargetState:
     transactions: int
     heartbeat_count: int | None
     heartbeat_at: datetime | None
-    source_commit_at: datetime | None
-    applied_at: datetime | None
     last_error: str | None
     last_error_at: datetime | None
 
@@ -104,8 +102,6 @@ async def read(session: Session, pipeline: str) -> TargetState | None:
         transactions=row["transactions"],
         heartbeat_count=row["heartbeat_count"],
         heartbeat_at=row["heartbeat_at"],
-        source_commit_at=row["source_commit_at"],
-        applied_at=row["applied_at"],
         last_error=row["last_error"],
         last_error_at=row["last_error_at"],
     )

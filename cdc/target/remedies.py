@@ -23,10 +23,3 @@ def load_target_again(target: str) -> str:
         f"stop the worker, run `cdc teardown --target {target}`, empty the tables that it names, run `cdc setup` and "
         "`cdc bootstrap --from live`, start the worker"
     )
-
-
-LOAD_ALL_AGAIN = (
-    "stop the worker, run `cdc teardown`, empty the tables of the targets, run `cdc setup` and "
-    "`cdc bootstrap --from live`, start the worker"
-)
-"""What is left when the slot is gone or lost: nothing joins any target to the stream again."""

@@ -74,8 +74,8 @@ KEEPALIVE_IDLE_S = 60
 (Scalingo's after 30); one packet a minute costs nothing."""
 
 UNANSWERED_S = 60
-"""How long sent data may stay unacknowledged before the connection counts as lost. Keepalives are not sent meanwhile, so
-without this a server that vanishes in mid-batch is waited for as long as the kernel tries again: some 15 minutes."""
+"""How long sent data may stay unacknowledged before the connection counts as lost. Keepalives are not sent meanwhile:
+without this, a server that vanishes in mid-batch is waited for as long as the kernel tries again, some 15 minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ async def _disable_triggers(connection: asyncpg.Connection) -> bool:
 
 
 def _keep_alive(connection: asyncpg.Connection) -> None:
-    """The client's side of the keepalives, and `UNANSWERED_S`: without them a server that vanished is waited for for ever.
+    """The client's side of the keepalives, and `UNANSWERED_S`: else a server that vanished is waited for for ever.
 
     asyncpg has no option for this and no public way to its socket; where it moves, only the server's side remains.
     """

@@ -8,15 +8,23 @@ differently.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from cdc.changes.relation import Relation
 from cdc.changes.transaction import Part, Run, Truncation
 from cdc.target.table_plan import TablePlan, TableShape
 
-TableName = tuple[str, str]
+TargetName = tuple[str, str]
 """Schema and name of a target's table."""
+
+STRETCH_BYTES = 64 * 1024
+"""How much is read at once. Some hundred rows of usual size are enough to make a call's fixed cost vanish; a row of
+many megabytes comes alone, so that memory holds it once as a message and once as COPY's bytes."""
+
+Reading = TypeVar("Reading", bound=Hashable)
+"""What says how messages are to be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,7 @@ class Group:
 class Step:
     """Runs by table, and the truncation that ends the step, with the plans that it concerns."""
 
-    tables: dict[TableName, list[Group]] = field(default_factory=dict)
+    tables: dict[TargetName, list[Group]] = field(default_factory=dict)
     truncation: Truncation | None = None
     truncated: list[TablePlan] = field(default_factory=list)
     _last: dict[TableShape, Group] = field(default_factory=dict)  # the last group of each table, by its shape
@@ -80,17 +88,40 @@ def split(parts: Sequence[RoutedPart]) -> Iterator[Step]:
         yield step
 
 
+def stretched(runs: Iterable[tuple[Reading, Sequence[bytes]]]) -> Iterator[tuple[Reading, list[bytes]]]:
+    """The messages of runs, at most `STRETCH_BYTES` at once (but one at least), joined as long as they are read alike.
+
+    Under a load of small transactions a run has one row, and a call for each would cost more than the row.
+    """
+    current: Reading | None = None
+    stretch: list[bytes] = []
+    size = 0
+    for reading, messages in runs:
+        if stretch and current is not None and reading != current:
+            yield current, stretch
+            stretch, size = [], 0
+        current = reading
+        for message in messages:
+            stretch.append(message)
+            size += len(message)
+            if size >= STRETCH_BYTES:
+                yield current, stretch
+                stretch, size = [], 0
+    if stretch and current is not None:
+        yield current, stretch
+
+
 def truncated_plans(routed: RoutedPart, truncation: Truncation) -> list[TablePlan]:
     """The plans of the relations that a truncation names, those of this target."""
     return [routed.plans[relation] for relation in truncation.relations if relation in routed.plans]
 
 
-def parents_first(tables: Mapping[TableName, frozenset[TableName]]) -> list[TableName]:
+def parents_first(tables: Mapping[TargetName, frozenset[TargetName]]) -> list[TargetName]:
     """Order tables, given with those they reference, so that each comes after its references as far as cycles allow."""
-    ordered: list[TableName] = []
-    seen: set[TableName] = set()
+    ordered: list[TargetName] = []
+    seen: set[TargetName] = set()
 
-    def visit(table: TableName) -> None:
+    def visit(table: TargetName) -> None:
         if table in seen or table not in tables:
             return
         seen.add(table)

@@ -17,7 +17,7 @@ import asyncpg
 from cdc.changes.transaction import Kind, Run, Truncation
 from cdc.target.rejection import Guard, Refused
 from cdc.target.row_replay import RowReplay
-from cdc.target.steps import RoutedPart, TableName, truncated_plans
+from cdc.target.steps import RoutedPart, TargetName, truncated_plans
 from cdc.target.table_plan import TablePlan
 from cdc.target.truncation import truncate
 
@@ -41,7 +41,7 @@ class StrictPath:
 
     async def apply(self, routed: RoutedPart) -> None:
         """Apply a part. Raises `Refused` for the first row that cannot be applied, with its plan and kind."""
-        waiting: dict[TableName, list[_Pending]] = {}
+        waiting: dict[TargetName, list[_Pending]] = {}
         for change in routed.part.changes:
             if isinstance(change, Run):
                 plan = routed.plans.get(change.relation)
@@ -54,7 +54,7 @@ class StrictPath:
                     await truncate(self._connection, self._guard, plans, change)
         await self._finish(waiting)
 
-    async def _take(self, pending: _Pending, waiting: dict[TableName, list[_Pending]]) -> None:
+    async def _take(self, pending: _Pending, waiting: dict[TargetName, list[_Pending]]) -> None:
         table = (pending.plan.shape.schema, pending.plan.shape.name)
         if table in waiting:
             waiting[table].append(pending)
@@ -67,7 +67,7 @@ class StrictPath:
             pending.rows = pending.rows[refused.done :]
             waiting[table] = [pending]
 
-    async def _finish(self, waiting: dict[TableName, list[_Pending]]) -> None:
+    async def _finish(self, waiting: dict[TargetName, list[_Pending]]) -> None:
         """Try what waits, again and again, as long as something goes on."""
         while waiting:
             applied, refusal = 0, None

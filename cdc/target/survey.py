@@ -40,11 +40,6 @@ class Applied:
         self.was_strict |= other.was_strict
         return self
 
-    @property
-    def rows(self) -> int:
-        """All row changes."""
-        return sum(counts.inserted + counts.updated + counts.deleted for counts in self.tables.values())
-
 
 class Survey:
     """Counts the changes of routed parts by plan and kind."""

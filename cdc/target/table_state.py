@@ -3,7 +3,7 @@
 A table is mostly where its target is, and then its ``position`` here is NULL. It has a position of its own in two
 cases: ahead of the target after its load (it holds everything up to ``consistent_from``), and behind it when it stopped
 alone and when it catches up afterwards. A change of the table at ``commit_lsn`` is to be applied if and only if the
-table is streaming and ``commit_lsn >= coalesce(table's position, target's position)`` (cdc/service/positions.py says why).
+table is streaming and ``commit_lsn >= coalesce(table's position, target's position)`` (why: `cdc.service.positions`).
 
 Everything here runs in whatever transaction the session is in. What decides what is applied (`stop`, `resume`, the
 positions) belongs into a transaction that ends with ``cdc.advance``, so that only the owner of the target can commit

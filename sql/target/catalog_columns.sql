@@ -7,10 +7,8 @@ SELECT a.attrelid AS table_oid,
        a.attnotnull OR t.typnotnull AS not_null,
        a.attgenerated <> '' AS generated,
        a.attidentity::text AS identity,
-       a.attgenerated = '' AND (a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL) AS has_default,
-       COALESCE(l.collisdeterministic, true) AS deterministic
+       a.attgenerated = '' AND (a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL) AS has_default
   FROM pg_catalog.pg_attribute a
   JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-  LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
  WHERE a.attrelid = ANY ($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attrelid, a.attnum

@@ -4,10 +4,8 @@ SELECT c.oid,
        n.nspname::text AS schema,
        c.relname::text AS name,
        c.relkind::text AS relkind,
-       c.relispartition AS is_partition,
        c.relpersistence::text AS persistence,
        pg_catalog.row_security_active(c.oid) AS row_security,
-       pg_catalog.pg_has_role(c.relowner, 'USAGE') AS is_owner,
        ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) AS p
               WHERE pg_catalog.has_table_privilege(c.oid, p)) AS privileges
   FROM unnest($1::text[], $2::text[]) AS wanted(schema, name)

@@ -4,7 +4,6 @@ SELECT i.indrelid AS table_oid,
        x.relname::text AS name,
        i.indisprimary AS is_primary,
        i.indimmediate AS is_immediate,
-       k.conname::text AS constraint_name,
        ARRAY(SELECT a.attname::text
                FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS c(attnum, place)
                JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = c.attnum
@@ -12,7 +11,6 @@ SELECT i.indrelid AS table_oid,
               ORDER BY c.place) AS columns
   FROM pg_catalog.pg_index i
   JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
-  LEFT JOIN pg_catalog.pg_constraint k ON k.conindid = i.indexrelid AND k.conrelid = i.indrelid AND k.contype IN ('p', 'u')
  WHERE i.indrelid = ANY ($1::oid[])
    AND i.indisunique AND i.indisvalid AND i.indisready AND i.indpred IS NULL AND i.indexprs IS NULL
  ORDER BY i.indrelid, i.indisprimary DESC, i.indnkeyatts, x.relname

@@ -120,7 +120,7 @@ async def open_replica(
         await session.connection.execute("SET session_replication_role = origin")
         session = replace(session, triggers_disabled=False)
     applier = Applier(session, "warehouse", follows=follows, routes=routes)
-    return Replica(source, target, session, applier, Accumulator(), routes, binary)
+    return Replica(source, target, session, applier, Accumulator(part_bytes=8 << 20), routes, binary)
 
 
 MakeReplica = Callable[..., Awaitable[Replica]]

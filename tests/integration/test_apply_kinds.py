@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from cdc.errors import ProtocolError
 from cdc.routing.route import Route
 from tests.database import Database
 from tests.integration.replica import MakeReplica, make_replica
@@ -134,6 +137,21 @@ async def test_truncate_deletes_where_a_table_of_the_targets_own_refers(
     applied = await replica.deliver()
     assert replica.target.fetch("SELECT parent FROM own") == [(None,)]
     assert not applied.was_strict
+
+
+async def test_truncate_deletes_rows_whose_deferred_constraints_have_not_been_checked(
+    make_replica: MakeReplica, source: Database
+) -> None:
+    ddl = "CREATE TABLE parents (id int PRIMARY KEY); CREATE TABLE children (id int PRIMARY KEY, parent int);"
+    key = "ALTER TABLE children ADD FOREIGN KEY (parent) REFERENCES parents DEFERRABLE INITIALLY DEFERRED;"
+    replica = await make_replica(ddl + key, triggers_fire=True)
+    source.execute("INSERT INTO parents VALUES (1); INSERT INTO children VALUES (1, 1)")
+    await replica.deliver()
+    source.execute("INSERT INTO children VALUES (2, 1)")
+    source.execute("TRUNCATE children")
+    source.execute("INSERT INTO children VALUES (3, 1)")
+    applied = await replica.deliver()
+    assert (applied.tables["public.children"].truncated, applied.was_strict) == (1, False)
 
 
 async def test_a_table_known_by_whole_rows_keeps_its_duplicates(make_replica: MakeReplica, source: Database) -> None:
@@ -293,6 +311,38 @@ async def test_a_stream_of_text_values_is_applied(make_replica: MakeReplica, sou
     await replica.deliver()
     source.execute("UPDATE t SET n = 2 WHERE id = 2; UPDATE t SET id = 3 WHERE id = 1; INSERT INTO t VALUES (4, 4)")
     await replica.deliver()
+
+
+async def test_a_table_that_is_looked_at_again_keeps_the_format_of_its_values(
+    make_replica: MakeReplica, source: Database
+) -> None:
+    replica = await make_replica("CREATE TABLE t (id int PRIMARY KEY, n int); CREATE TABLE u (id int)", binary=False)
+    source.execute("INSERT INTO t VALUES (1, 1); INSERT INTO u VALUES (1)")
+    await replica.deliver()
+    for change in ("INSERT INTO t VALUES (2, 2)", "UPDATE t SET n = 3 WHERE id = 2"):
+        replica.applier.forget(Route("public", "t", "public", "t"))
+        source.execute(change)
+        await replica.deliver()
+
+
+async def test_a_column_that_flips_back_asks_for_a_restart(make_replica: MakeReplica, source: Database) -> None:
+    replica = await make_replica("CREATE TABLE t (id int PRIMARY KEY)", binary=False)
+    source.execute("INSERT INTO t VALUES (1)")
+    await replica.deliver()
+    replica.binary = True
+    source.execute("INSERT INTO t VALUES (2)")
+    with pytest.raises(ProtocolError, match="comes as text and as binary"):
+        await replica.deliver()
+
+
+async def test_only_the_forgotten_route_is_planned_again(make_replica: MakeReplica, source: Database) -> None:
+    replica = await make_replica("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int)")
+    source.execute("INSERT INTO t VALUES (1); INSERT INTO u VALUES (1)")
+    await replica.deliver()
+    t, u = replica.plans.values()
+    replica.applier.forget(t.route)
+    assert await replica.applier.plan(u.relation, u.route) is u
+    assert await replica.applier.plan(t.relation, t.route) is not t
 
 
 async def test_a_type_without_a_send_function_travels_as_text(make_replica: MakeReplica, source: Database) -> None:

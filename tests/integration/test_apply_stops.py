@@ -117,7 +117,40 @@ async def test_a_missing_right_stops_the_table_with_the_grant(
     replica = await make_replica(PEOPLE, role=role)
     source.execute("INSERT INTO people VALUES (1)")
     error = await refusal(replica, TableStopped)
-    assert error.sql == f'GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON "public"."people" TO "{role}"'
+    grant = f'GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON "public"."people" TO "{role}"'
+    assert error.sql == grant
+    assert (error.relation.qualified_name, error.server.sqlstate) == ("public.people", "42501")
+    assert error.commit_lsn is not None
+    # The relation says that the catalog can be asked: no until the right is there, and then yes.
+    plan = replica.plans[error.relation]
+    replica.applier.forget(plan.route)
+    with pytest.raises(TableStopped, match="may not write to it") as still:
+        await replica.applier.plan(plan.relation, plan.route)
+    assert (str(still.value), still.value.sql, still.value.relation) == (str(error), grant, plan.relation)
+    replica.target.execute(grant)
+    replica.applier.forget(plan.route)
+    replica.plans[plan.relation] = await replica.applier.plan(plan.relation, plan.route)
+    source.execute("INSERT INTO people VALUES (2)")
+    await replica.apply(await replica.record())
+    assert replica.target.fetch("SELECT id FROM people") == [(2,)]
+
+
+async def test_a_right_that_the_tables_catalog_does_not_lack_is_only_found_by_trying(
+    make_replica: MakeReplica, source: Database, make_role: MakeRole
+) -> None:
+    role = make_role()
+    own = f"""
+        CREATE TABLE own (id int);
+        CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN INSERT INTO public.own VALUES (NEW.id); RETURN NEW; END';
+        CREATE TRIGGER note BEFORE INSERT ON people FOR EACH ROW EXECUTE FUNCTION note();
+        GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON people TO "{role}";
+    """
+    replica = await make_replica(PEOPLE, PEOPLE + own, role=role)
+    source.execute("INSERT INTO people VALUES (1)")
+    error = await refusal(replica, TableStopped)
+    assert "has every right on it" in str(error)
+    assert (error.relation, error.sql, error.source_table) == (None, None, "public.people")
 
 
 async def test_a_role_without_superuser_rights_can_apply(
@@ -170,6 +203,20 @@ async def test_a_table_that_vanishes_stops(make_replica: MakeReplica, source: Da
     error = await refusal(replica, TableStopped)
     assert "does not exist" in str(error)
     assert error.commit_lsn is not None
+    assert error.relation.qualified_name == "public.people", "its shape does not fit: no row was refused"
+
+
+async def test_a_column_that_vanishes_stops_the_table_by_its_shape(make_replica: MakeReplica, source: Database) -> None:
+    replica = await make_replica(PEOPLE)
+    source.execute("INSERT INTO people VALUES (1, 'a')")
+    await replica.deliver()
+    replica.target.execute("ALTER TABLE people DROP COLUMN name")
+    source.execute("INSERT INTO people VALUES (2, 'b')")
+    error = await refusal(replica, TableStopped)
+    told = error.explained(None)
+    for stopped in (error, told):
+        assert (stopped.relation.qualified_name, stopped.commit_lsn) == ("public.people", error.commit_lsn)
+        assert stopped.xid is not None
 
 
 async def test_truncating_one_of_several_tables_that_share_a_target_stops_it(

@@ -14,8 +14,8 @@ from psycopg import pq
 from cdc.lsn import INVALID_LSN, Lsn
 from cdc.pgoutput import messages as m
 from cdc.pgoutput.decoder import decode
-from cdc.pgoutput.framing import HEADER, Keepalive, XLogData, parse, standby_status_update
-from cdc.pgoutput.tuples import BINARY, INSERT_TUPLE, TEXT, UnexpectedFormat, read_fields
+from cdc.pgoutput.framing import Keepalive, split_frames, standby_status_update
+from cdc.pgoutput.tuples import BINARY, FIRST_TUPLE, TEXT, UnexpectedFormat, read_fields
 from tests.conftest import RecordChanges
 from tests.database import Database
 from tests.unit.pgoutput_encoder import encode
@@ -312,7 +312,7 @@ def test_the_fields_of_a_row_are_the_bytes_of_copy(source: Database, record_chan
         """
     )
     inserts = [message for message in record_changes(source, ["p"], SLOT) if message[:1] == b"I"]
-    rows = [read_fields(message, INSERT_TUPLE, bytes([BINARY]) * 12) for message in inserts]
+    rows = [read_fields(message, FIRST_TUPLE, bytes([BINARY]) * 12) for message in inserts]
     assert [end for _, end in rows] == [len(message) for message in inserts]
     with source.connection().cursor().copy("COPY (SELECT * FROM t ORDER BY id) TO STDOUT (FORMAT binary)") as copy:
         copied = b"".join(copy)
@@ -327,10 +327,10 @@ def test_a_type_without_a_send_function_comes_as_text_and_is_named_when_binary_w
     create_slot(source)
     source.execute("INSERT INTO t VALUES (1, 'postgres=r/postgres')")
     (insert,) = (message for message in record_changes(source, ["p"], SLOT) if message[:1] == b"I")
-    fields, _ = read_fields(insert, INSERT_TUPLE, bytes([BINARY, TEXT]))
+    fields, _ = read_fields(insert, FIRST_TUPLE, bytes([BINARY, TEXT]))
     assert fields == [b"\0\0\0\4\0\0\0\1", b"\0\0\0\x13postgres=r/postgres"]
     with pytest.raises(UnexpectedFormat) as caught:
-        read_fields(insert, INSERT_TUPLE, bytes([BINARY, BINARY]))
+        read_fields(insert, FIRST_TUPLE, bytes([BINARY, BINARY]))
     assert (caught.value.column_index, caught.value.kind) == (1, TEXT)
 
 
@@ -372,25 +372,22 @@ def test_the_frames_of_a_walsender_are_read_and_it_understands_the_status_update
     source.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t")
     create_slot(source)
     source.execute("INSERT INTO t VALUES (1)")
-    before = time.time()
     replication = Replication(source)
     try:
         end_lsn = INVALID_LSN
         while not end_lsn:
-            raw = replication.frame()
-            frame = parse(raw)
-            if isinstance(frame, XLogData):
-                assert frame.message == raw[HEADER:]
-                assert abs(frame.sent_us / 1e6 + 946_684_800 - before) < 60
-                message = decode(frame.message)
+            for message in map(decode, split_frames([replication.frame()])[0]):
                 end_lsn = message.end_lsn if isinstance(message, m.Commit) else INVALID_LSN
         update = standby_status_update(
             Lsn(end_lsn + 2), end_lsn, Lsn(end_lsn - 1), clock_us=86_400_000_000, reply_requested=True
         )
         replication.send(update)
-        while not isinstance(frame, Keepalive):
-            frame = parse(replication.frame())
-        assert frame.end_lsn >= end_lsn
+        asked = time.time()
+        alive: list[Keepalive] = []
+        while not alive:
+            _, alive = split_frames([replication.frame()])
+        assert alive[0].end_lsn >= end_lsn
+        assert abs(alive[0].sent_us / 1e6 + 946_684_800 - asked) < 60
         # The server answers before it takes note.
         told = [(str(Lsn(end_lsn + 2)), str(end_lsn), str(Lsn(end_lsn - 1)), str(end_lsn), True)]
         deadline = time.monotonic() + 10

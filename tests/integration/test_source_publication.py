@@ -8,6 +8,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from cdc.config import insert_only_name
 from cdc.errors import SetupError, SourceUnavailable
 from cdc.source import publication
 from cdc.source.catalog import read_tables
@@ -34,7 +35,7 @@ async def ensure(session: Connection, *names: str) -> list[str]:
 
 
 async def members(session: Connection) -> dict[str, list[str]]:
-    found = await publication.read(session, (NAME, publication.insert_only_name(NAME)))
+    found = await publication.read(session, (NAME, insert_only_name(NAME)))
     return {name: sorted(table for _, table in one.tables) for name, one in found.items()}
 
 
@@ -48,7 +49,7 @@ async def test_hazard_01_updates_of_a_table_without_identity_go_on_working(
         "UPDATE public.keyless SET v = 2; DELETE FROM public.keyless; INSERT INTO public.keyless VALUES (2, 2)"
     )
     source.execute('UPDATE public."keyed-T" SET v = 2')
-    kinds = [message[:1] for message in record_changes(source, [NAME, publication.insert_only_name(NAME)], slot)]
+    kinds = [message[:1] for message in record_changes(source, [NAME, insert_only_name(NAME)], slot)]
     assert [kind for kind in kinds if kind in (b"I", b"U", b"D")] == [b"I", b"U"]
 
 

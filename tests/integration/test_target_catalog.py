@@ -22,8 +22,8 @@ CREATE TABLE "sch-ema"."knowledge-elements" (
     code "sch-ema".code,
     pair "sch-ema".pair,
     twice int GENERATED ALWAYS AS (2 * 2) STORED,
-    label text COLLATE public.anycase NOT NULL,
-    parent int REFERENCES public.parent ON DELETE CASCADE ON UPDATE SET NULL,
+    label text NOT NULL,
+    parent int REFERENCES public.parent ON DELETE CASCADE,
     again int,
     CONSTRAINT deferred_fk FOREIGN KEY (again) REFERENCES public.parent DEFERRABLE INITIALLY DEFERRED,
     PRIMARY KEY (label, id)
@@ -44,10 +44,6 @@ CREATE VIEW public.view AS SELECT 1 AS one;
 
 async def test_columns_keys_and_foreign_keys_are_described_by_name(make_target: MakeDatabase) -> None:
     target = make_target()
-    # Not every build of PostgreSQL has ICU, and only ICU has collations under which different strings are equal.
-    has_icu = target.fetchval("SELECT EXISTS (SELECT FROM pg_collation WHERE collname = 'en-x-icu')")
-    collation = "provider = icu, locale = 'und-u-ks-level2', deterministic = false" if has_icu else "locale = 'C'"
-    target.execute(f"CREATE COLLATION public.anycase ({collation})")
     target.execute(SCHEMA)
     session = await connect(target.dsn, application_name="cdc test")
     names = [("sch-ema", "knowledge-elements"), ("public", "parent"), ("public", "view"), ("public", "nothing")]
@@ -78,21 +74,20 @@ async def test_columns_keys_and_foreign_keys_are_described_by_name(make_target: 
     assert columns["pair"].type.carries_foreign_oids
     assert [name for name, column in columns.items() if column.has_default] == ["createdAt", "id"]
     assert [name for name, column in columns.items() if column.generated] == ["twice"]
-    assert [name for name, column in columns.items() if not column.deterministic] == ["label"] * has_icu
     assert (columns["id"].identity, columns["label"].identity) == ("a", "")
 
-    assert table.primary_key == ("label", "id")
-    assert [key.columns for key in table.unique_keys] == [("label", "id"), ("amount",)]
-    key = table.unique_key_over({"id", "label"})
-    assert key is not None
-    assert key.is_primary
+    assert [(key.columns, key.is_primary) for key in table.unique_keys] == [
+        (("label", "id"), True),
+        (("amount",), False),
+    ]
     assert [(key.columns, key.is_immediate) for key in parent.unique_keys] == [(("id",), True), (("group",), False)]
 
-    assert [(key.name, key.deferrable, key.on_delete, key.on_update) for key in table.foreign_keys] == [
-        ("deferred_fk", True, "a", "a"),
-        ("knowledge-elements_parent_fkey", False, "c", "n"),
+    assert [(key.name, key.deferrable, key.on_delete) for key in table.foreign_keys] == [
+        ("deferred_fk", True, "a"),
+        ("knowledge-elements_parent_fkey", False, "c"),
     ]
-    assert {key.table for key in parent.referenced_by} == {"knowledge-elements"}
+    assert {(key.referenced_schema, key.referenced_table) for key in table.foreign_keys} == {("public", "parent")}
+    assert parent.referenced_by == table.foreign_keys
     fires = [[trigger.name for trigger in parent.triggers if trigger.fires(as_replica=r)] for r in (False, True)]
     assert fires == [["always", "normal"], ["always"]]
     assert not tables[names[2]].is_writable
@@ -120,5 +115,5 @@ async def test_rights_and_row_security_are_those_of_our_role(make_target: MakeDa
         session = await connect(dsn, application_name="cdc test")
         table = await read_table(session.connection, "public", "t")
         assert table is not None
-        assert (set(table.privileges), table.row_security, table.is_owner) == (privileges, hidden, not hidden)
+        assert (set(table.privileges), table.row_security) == (privileges, hidden)
         await session.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from cdc.errors import CdcError, SetupError, TargetUnavailable
@@ -27,6 +29,21 @@ async def test_settings_hold_whatever_the_database_configures(make_target: MakeD
         assert await session.connection.fetchval("SHOW lock_timeout") == "10s"
         assert await session.connection.fetchval("SHOW application_name") == "cdc test"
         assert session.server_version == int(target.fetchval("SHOW server_version_num"))
+    finally:
+        await session.close()
+
+
+async def test_hazard_20_a_target_that_vanishes_in_mid_batch_is_noticed_within_a_minute(
+    make_target: MakeDatabase,
+) -> None:
+    session = await connect(make_target().dsn, application_name="cdc test")
+    try:
+        transport = getattr(session.connection, "_transport", None)
+        assert transport is not None
+        sock = transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) != 0
+        # Sent data that nobody acknowledges: keepalives would not be sent meanwhile. Milliseconds.
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
     finally:
         await session.close()
 

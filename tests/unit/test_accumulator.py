@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cdc.changes.accumulator import PART_OVERHEAD, ROW_OVERHEAD, RUN_OVERHEAD, Accumulator, UnknownTypes
+from cdc.changes.accumulator import MARK_OVERHEAD, PART_OVERHEAD, ROW_OVERHEAD, RUN_OVERHEAD, Accumulator, UnknownTypes
 from cdc.changes.relation import DataType, ReplicaIdentity
 from cdc.changes.transaction import Kind, Mark, Part, Run, Truncation
 from cdc.errors import ProtocolError
@@ -38,6 +38,10 @@ def delete(oid: int) -> bytes:
     return encode(m.Delete(None, oid, "K", (m.Value(b"b", b"\0" * 8),)))
 
 
+def mark(prefix: str, content: bytes = b"") -> bytes:
+    return encode(m.LogicalMessage(None, True, Lsn(9), prefix, content))
+
+
 def fed(*messages: bytes, part_bytes: int = 1 << 20) -> list[Part]:
     accumulator = Accumulator(part_bytes=part_bytes)
     accumulator.learn(TYPES, frozenset(TYPES))
@@ -55,7 +59,7 @@ def test_consecutive_changes_of_one_kind_are_one_run() -> None:
 
 
 def test_a_transaction_is_handed_out_only_when_it_is_whole() -> None:
-    accumulator = Accumulator()
+    accumulator = Accumulator(part_bytes=1 << 20)
     accumulator.learn(TYPES, frozenset(TYPES))
     accumulator.feed([begin(1), relation(7), insert(7)])
     assert accumulator.take() == []
@@ -90,7 +94,7 @@ def test_hazard_15_a_change_keeps_the_shape_that_was_in_force_where_it_stands() 
 
 
 def test_an_unknown_type_stops_the_feeding_exactly_before_its_relation() -> None:
-    accumulator = Accumulator()
+    accumulator = Accumulator(part_bytes=1 << 20)
     with pytest.raises(UnknownTypes) as stopped:
         accumulator.feed([begin(1), relation(7), insert(7), commit(1)])
     assert stopped.value.keys == {(20, -1)}
@@ -101,7 +105,7 @@ def test_an_unknown_type_stops_the_feeding_exactly_before_its_relation() -> None
 
 
 def test_a_type_that_was_dropped_since_keeps_the_name_that_the_stream_gave_it() -> None:
-    accumulator = Accumulator()
+    accumulator = Accumulator(part_bytes=1 << 20)
     described = (m.RelationColumn(1, "mood", 9999, -1),)
     stream = [
         begin(1),
@@ -119,15 +123,40 @@ def test_a_type_that_was_dropped_since_keeps_the_name_that_the_stream_gave_it() 
 
 
 def test_truncates_and_marks_keep_their_place() -> None:
-    mark = encode(m.LogicalMessage(None, True, Lsn(9), "cdc.heartbeat", b"{}"))
     truncate = encode(m.Truncate(None, (7, 8), False, True))
-    (part,) = fed(begin(1), relation(7), relation(8, "u"), insert(7), truncate, mark, insert(8), commit(1))
+    (part,) = fed(
+        begin(1), relation(7), relation(8, "u"), insert(7), truncate, mark("cdc.heartbeat"), insert(8), commit(1)
+    )
     assert [type(change) for change in part.changes] == [Run, Truncation, Mark, Run]
     truncation = part.changes[1]
     assert isinstance(truncation, Truncation)
     assert [relation.name for relation in truncation.relations] == ["t", "u"]
     assert truncation.restart_identity
     assert part.marks == [part.changes[2]]
+
+
+def test_invariant_10_what_other_programs_put_into_the_wal_is_not_kept() -> None:
+    stream = [begin(1), *[mark("theirs", b"x" * 1000)] * 100, mark("cdcs"), mark("cdc.heartbeat"), commit(1)]
+    (part,) = fed(*stream, part_bytes=10_000)
+    assert [change.prefix for change in part.changes if isinstance(change, Mark)] == ["cdc.heartbeat"]
+    assert part.marks == part.changes
+    assert part.size == PART_OVERHEAD + MARK_OVERHEAD
+
+
+def test_invariant_10_a_transaction_of_many_messages_of_ours_is_cut() -> None:
+    limit = PART_OVERHEAD + 10 * (MARK_OVERHEAD + 20)
+    parts = fed(begin(1), *[mark("cdc.watermark", b"x" * 20)] * 100, commit(1), part_bytes=limit)
+    assert sum(len(part.marks) for part in parts) == 100
+    assert len(parts) == 10
+    assert max(part.size for part in parts) <= limit + MARK_OVERHEAD + 20
+    assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
+
+
+def test_invariant_10_a_transaction_of_many_truncates_is_cut() -> None:
+    truncate = encode(m.Truncate(None, (7,), False, False))
+    parts = fed(begin(1), relation(7), *[truncate] * 100, commit(1), part_bytes=5000)
+    assert sum(len(part.changes) for part in parts) == 100
+    assert max(part.size for part in parts) < 6000
 
 
 @pytest.mark.parametrize(

@@ -41,12 +41,8 @@ def source_table(*columns: tuple[str, DataType]) -> SourceTable:
         candidate_indexes=("pk",),
         relkind="r",
         persistence="p",
-        is_partition=False,
-        parents=(),
-        row_estimate=0,
         bytes=100_000,
         pages=10,
-        filenode=1,
         is_readable=True,
         hides_rows=False,
         owner="somebody",
@@ -56,14 +52,11 @@ def source_table(*columns: tuple[str, DataType]) -> SourceTable:
 
 def target_table(*columns: tuple[str, DataType], generated: str = "") -> TargetTable:
     return TargetTable(
-        oid=1,
         schema="maddo",
         name="t",
         relkind="r",
-        is_partition=False,
         persistence="p",
         row_security=False,
-        is_owner=False,
         privileges=frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"}),
         columns=tuple(
             TargetColumn(name, of, not_null=False, has_default=False, generated=name == generated, identity="")

@@ -7,8 +7,8 @@ from typing import Any
 import asyncpg.connect_utils
 import pytest
 
-from cdc.config import describe, for_asyncpg, redact
-from cdc.config.dsn import parse
+from cdc.config import for_asyncpg, redact
+from cdc.config.dsn import parse, place
 
 AWKWARD = "p @:/?#&=%'\"+ß"
 
@@ -64,19 +64,19 @@ def test_what_only_libpq_knows_is_not_sent_to_the_server() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dsn", "described", "redacted"),
+    ("dsn", "where", "redacted"),
     [
-        ("postgresql://u:secret@h:5433/d", 'database "d" on h:5433', "postgresql://u@h:5433/d"),
-        ("host=h dbname=d password=secret", 'database "d" on h', "postgresql://h/d"),
-        ("postgresql://u:secret@h", "the default database on h", "postgresql://u@h/"),
+        ("postgresql://u:secret@h:5433/d", "h:5433/d", "postgresql://u@h:5433/d"),
+        ("host=h dbname=d password=secret", "h/d", "postgresql://h/d"),
+        ("postgresql://u:secret@h", "h/u", "postgresql://u@h/"),
         (
             "host=/run/pg dbname=d password=secret sslmode=require sslpassword=secret",
-            'database "d" on /run/pg',
+            "/run/pg/d",
             "postgresql://?dbname=d&host=/run/pg&sslmode=require",
         ),
     ],
 )
-def test_a_database_is_named_without_its_password(dsn: str, described: str, redacted: str) -> None:
-    assert describe(dsn) == described
+def test_a_database_is_named_without_its_password(dsn: str, where: str, redacted: str) -> None:
+    assert place(parse(dsn)) == where
     assert redact(dsn) == redacted
     assert {k: v for k, v in parse(dsn).items() if "password" not in k} == parse(redacted)

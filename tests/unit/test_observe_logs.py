@@ -48,7 +48,7 @@ def caught(error: Exception) -> Exception:
 
 
 def test_a_line_carries_pipeline_target_level_and_time(lines: Callable[[], list[dict[str, Any]]]) -> None:
-    with logs.bound(pipeline="cdc", target="internal"):
+    with structlog.contextvars.bound_contextvars(pipeline="cdc", target="internal"):
         logs.get().info("target taken", position=Lsn.parse("0/16B3748"))
     (line,) = lines()
     assert line["event"] == "target taken"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cdc.errors import ProtocolError
 from cdc.lsn import Lsn
 from cdc.pgoutput import messages as m
-from cdc.pgoutput.decoder import PROTOCOL_VERSIONS, decode
+from cdc.pgoutput.decoder import decode
 from tests.unit.pgoutput_encoder import encode
 
 LSN = Lsn.parse("16/B374D848")
@@ -94,7 +94,7 @@ def test_an_abort_of_a_parallel_stream_carries_its_lsn_and_time() -> None:
         decode(encode(m.StreamAbort(9, 10)), protocol=4, parallel=True)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOL_VERSIONS)
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4])
 def test_a_message_of_a_later_protocol_version_is_refused(protocol: int) -> None:
     since = {b"S": 2, b"E": 2, b"c": 2, b"A": 2, b"b": 3, b"P": 3, b"K": 3, b"r": 3, b"p": 3}
     for encoded, in_stream in ENCODED:

@@ -12,7 +12,7 @@ from cdc.errors import ProtocolError
 from cdc.pgoutput import layouts
 from cdc.pgoutput.layouts import LayoutReader
 from cdc.pgoutput.messages import Insert, Value
-from cdc.pgoutput.tuples import INSERT_TUPLE, NULL, UNCHANGED, UnexpectedFormat, read_fields
+from cdc.pgoutput.tuples import FIRST_TUPLE, NULL, UNCHANGED, UnexpectedFormat, read_fields
 from tests.unit.pgoutput_encoder import encode
 
 # Few lengths, so that layouts are met again; values that look like the bytes of a layout.
@@ -28,7 +28,7 @@ def insert(*row: Value) -> bytes:
 
 def plain(message: bytes, wire: bytes) -> list[bytes] | type[ProtocolError]:
     try:
-        fields, end = read_fields(message, INSERT_TUPLE, wire)
+        fields, end = read_fields(message, FIRST_TUPLE, wire)
     except ProtocolError as error:
         return type(error)
     return fields if end == len(message) else ProtocolError
@@ -67,7 +67,7 @@ def test_a_damaged_row_is_read_as_read_fields_reads_it(data: st.DataObject) -> N
     damaged = bytearray(data.draw(st.sampled_from(messages)))
     for _ in range(data.draw(st.integers(1, 3))):
         byte = data.draw(st.sampled_from(b"\0\1\2\5nubt\xff"))
-        damaged[data.draw(st.integers(INSERT_TUPLE, len(damaged) - 1))] = byte
+        damaged[data.draw(st.integers(FIRST_TUPLE, len(damaged) - 1))] = byte
     assert quick(reader, bytes(damaged)) == plain(bytes(damaged), b"b" * columns)
 
 

@@ -14,7 +14,6 @@ from cdc.pgoutput.tuples import (
     BINARY,
     FIRST_MARKER,
     FIRST_TUPLE,
-    INSERT_TUPLE,
     NEW,
     NULL,
     OLD_KEY,
@@ -43,7 +42,7 @@ def field(value: Value) -> bytes:
 
 def test_the_fields_of_an_insert_are_what_copy_wants() -> None:
     message = encode(Insert(None, 16384, ROW))
-    fields, end = read_fields(message, INSERT_TUPLE, WIRE)
+    fields, end = read_fields(message, FIRST_TUPLE, WIRE)
     assert fields == FIELDS
     assert end == len(message)
     assert fields[1] is NULL
@@ -84,9 +83,9 @@ def test_another_number_of_columns_than_the_relation_has_is_a_protocol_error(wir
 
 def test_a_tuple_cut_at_any_byte_is_a_protocol_error() -> None:
     message = encode(Insert(None, 16384, ROW))
-    for length in range(INSERT_TUPLE, len(message)):
+    for length in range(FIRST_TUPLE, len(message)):
         with pytest.raises(ProtocolError, match="but the message ends"):
-            read_fields(message[:length], INSERT_TUPLE, WIRE)
+            read_fields(message[:length], FIRST_TUPLE, WIRE)
 
 
 @pytest.mark.parametrize("length", [-1, -5, -(2**31), 2**31 - 1, 1])
@@ -125,5 +124,5 @@ def test_random_bytes_give_fields_or_a_protocol_error_and_nothing_else(
 def test_a_damaged_tuple_gives_fields_or_a_protocol_error_and_nothing_else(data: st.DataObject) -> None:
     message = bytearray(encode(Insert(None, 16384, ROW)))
     for _ in range(data.draw(st.integers(1, 4))):
-        message[data.draw(st.integers(INSERT_TUPLE, len(message) - 1))] = data.draw(st.integers(0, 255))
-    assert "s3cret" not in str(fields_or_protocol_error(bytes(message), INSERT_TUPLE, WIRE))
+        message[data.draw(st.integers(FIRST_TUPLE, len(message) - 1))] = data.draw(st.integers(0, 255))
+    assert "s3cret" not in str(fields_or_protocol_error(bytes(message), FIRST_TUPLE, WIRE))

@@ -196,8 +196,8 @@ def test_calls_of_programs_are_found() -> None:
 
 
 def test_the_readme_lists_every_metric_and_no_other() -> None:
-    assert names.listed_in(README) == tuple(metric.name for metric in names.METRICS)
     assert names.markdown_table() in README, "print the table with: python -m cdc.observe.names"
+    assert re.findall(r"^\| `(cdc_\w+)` \|", README, re.MULTILINE) == [metric.name for metric in names.METRICS]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=relative)
