@@ -35,6 +35,7 @@ from cdc.config import Config
 from cdc.errors import CdcError, ResyncNeeded, SetupError, SlotInUse, SourceUnavailable
 from cdc.lsn import INVALID_LSN, Lsn
 from cdc.observe.metrics import LaneMetrics
+from cdc.observe.remedies import LOAD_ALL_AGAIN
 from cdc.pgoutput.framing import Keepalive, split_frames
 from cdc.service.delivery import Delivery
 from cdc.service.heartbeats import Heartbeats, write_heartbeats
@@ -192,8 +193,7 @@ class Lane:
         slot = await read_slot(catalog, self._source.slot)
         if slot is None or slot.confirmed_flush_lsn is None:
             raise ResyncNeeded(
-                f"the source has no slot {self._source.slot} any more: bootstrap the targets again (`cdc teardown`, "
-                f"empty their tables, `cdc setup`, `cdc bootstrap --from live`)"
+                f"the source has no slot {self._source.slot} any more: bootstrap the targets again ({LOAD_ALL_AGAIN})"
             )
         self._confirmed = self._received = slot.confirmed_flush_lsn
         for delivery in self._deliveries:

@@ -1,7 +1,7 @@
 """What one target has still to apply: parts of transactions, in order, bounded in bytes.
 
-The lane puts, the target's applier takes. A queue counts what its parts take of memory; targets that want the same tables
-share their parts, so the queues of a lane take between the longest of them and their sum.
+The lane puts, the target's applier takes. A queue counts what its parts take of memory; targets that want the same
+tables share their parts, so the queues of a lane take between the longest of them and their sum.
 """
 
 from __future__ import annotations
