@@ -1,5 +1,5 @@
 # The worker, and every other command: docker run … cdc status
-FROM python:3.12-slim
+FROM python:3.11-slim
 
 WORKDIR /srv/cdc
 COPY requirements.txt ./

@@ -23,6 +23,7 @@ from contextlib import AsyncExitStack
 
 from cdc.bootstrap import indexes, tables
 from cdc.bootstrap.again import Again
+from cdc.bootstrap.complete import is_complete
 from cdc.bootstrap.copying import Job
 from cdc.bootstrap.courtesy import Copies
 from cdc.bootstrap.progress import LogLines, Progress, Summary
@@ -53,6 +54,8 @@ async def bootstrap(
 ) -> Summary:
     """Load every target of ``config`` with what its routes name, as far as it is not loaded yet.
 
+    Where nothing is left to load it returns at once, also while a worker runs.
+
     ``again`` are tables that are emptied and loaded although they are loaded already. ``jobs`` ranges are copied at the
     same time, each of about ``range_bytes``. When it returns every target is ready for `cdc run`: all of its tables
     hold what was committed before their ``consistent_from``, with primary keys and, on targets that follow, the other
@@ -63,6 +66,9 @@ async def bootstrap(
     `SlotInUse` while a worker runs; `ResyncNeeded` when slot and targets do not meet any more; `FenceLost` when another
     worker takes a target; a `TransientError` when a database stayed away for too long: the next run resumes.
     """
+    if again is None and await is_complete(config):
+        (progress or LogLines()).say("every target holds every table already: there is nothing to load")
+        return Summary({})
     async with AsyncExitStack() as stack:
         run = await open_run(config, progress or LogLines(), stack, must_be_empty=True, again=again)
         copies = Copies()

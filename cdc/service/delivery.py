@@ -313,8 +313,8 @@ class Delivery:
         self._was_taken = True
         idle_since = time.monotonic()
         while True:
-            self.metrics.queue(self.queue.size, is_full=self.queue.full)
             self._take_batch(owned)
+            self.metrics.queue(self.queue.size, is_full=self.queue.full)
             if self._batch:
                 await self._apply(owned)
                 self._moved(owned)

@@ -17,7 +17,7 @@ import structlog
 
 from cdc.errors import CdcError
 from cdc.observe.metrics import LaneMetrics
-from cdc.service.retry import Backoff
+from cdc.service.retry import Backoff, until_done
 from cdc.source.connection import connect
 from cdc.source.heartbeat import beat
 
@@ -64,18 +64,18 @@ async def write_heartbeats(
     A heartbeat that fails harms nothing but the measurement, so no error leaves this function.
     """
     backoff = Backoff()
-    while True:
-        try:
-            connection = await connect(dsn, application_name=application_name)
-            async with connection:
-                while True:
-                    heartbeat = await beat(connection, pipeline)
-                    heartbeats.remember(heartbeat.count, time.monotonic())
-                    metrics.heartbeat_written()
-                    backoff.progressed()
-                    await asyncio.sleep(interval_s)
-        except CdcError as error:
-            wait_s = backoff.wait_s(error)
-            metrics.error(error)
-            _log.warning("heartbeat failed", reason=str(error), sql=error.sql, again_in_s=round(wait_s, 1))
-            await asyncio.sleep(wait_s)
+
+    async def write() -> None:
+        async with await connect(dsn, application_name=application_name) as connection:
+            while True:
+                heartbeat = await beat(connection, pipeline)
+                heartbeats.remember(heartbeat.count, time.monotonic())
+                metrics.heartbeat_written()
+                backoff.progressed()
+                await asyncio.sleep(interval_s)
+
+    def tell(error: CdcError, wait_s: float) -> None:
+        metrics.error(error)
+        _log.warning("heartbeat failed", reason=str(error), sql=error.sql, again_in_s=round(wait_s, 1))
+
+    await until_done(write, backoff=backoff, on_failure=tell, stop=asyncio.Event())

@@ -22,6 +22,7 @@ from rich.live import Live
 from cdc.config import Config, TargetConfig, for_asyncpg
 from cdc.errors import CdcError, SourceUnavailable, TargetUnavailable
 from cdc.lsn import Lsn
+from cdc.observe.remedies import LOAD_ALL_AGAIN
 from cdc.observe.status import (
     NOT_SET_UP,
     UNREACHABLE,
@@ -44,6 +45,8 @@ from cdc.target.table_state import TableState
 ANSWER_TIMEOUT_S = 20.0
 """How long one database may take for its part of the picture, connecting included: longer than a connection's own
 time-out, so that its better message is shown; short enough for somebody who waits at a terminal."""
+
+NEEDS_RESYNC = "needs resync"
 
 WATCH_INTERVAL_S = 2.0
 """How often `watch` looks: a person reads no faster, and it costs each database a handful of small queries."""
@@ -114,7 +117,7 @@ class Observer:
             at=datetime.now(UTC),
             slot=self._config.source.slot,
             source=seen,
-            targets=tuple(_target_status(target.result(), seen) for target in targets),
+            targets=tuple(_target_status(target.result(), seen, self._config.source.slot) for target in targets),
         )
 
 
@@ -228,7 +231,7 @@ def _slot_status(slot: Slot) -> SlotStatus:
     )
 
 
-def _target_status(seen: _Seen, source: SourceStatus) -> TargetStatus:
+def _target_status(seen: _Seen, source: SourceStatus, slot: str) -> TargetStatus:
     if seen.error is not None:
         return TargetStatus(seen.name, UNREACHABLE, last_error=seen.error)
     row = seen.row
@@ -237,17 +240,33 @@ def _target_status(seen: _Seen, source: SourceStatus) -> TargetStatus:
     lag_s = None
     if source.now is not None and row.heartbeat_at is not None:
         lag_s = max(0.0, (source.now - row.heartbeat_at).total_seconds())
+    state, trouble = row.state, row.last_error
+    if state != NEEDS_RESYNC and row.position is not None and (lost := _lost(source, slot)) is not None:
+        # No worker has said so yet: it may be down.
+        state, trouble = NEEDS_RESYNC, lost
     return TargetStatus(
         name=seen.name,
-        state=row.state,
+        state=state,
         position=row.position,
         lag_s=lag_s,
         lag_bytes=_behind(row.position, source),
         transactions=row.transactions,
-        last_error=row.last_error,
+        last_error=trouble,
         last_error_at=row.last_error_at,
         tables=tuple(_table_status(table, row.position, source) for table in seen.tables),
     )
+
+
+def _lost(source: SourceStatus, name: str) -> str | None:
+    """Why nothing can be streamed from the slot any more; `None` where it can, or where that is not known."""
+    if not source.up:
+        return None
+    slot = next((slot for slot in source.slots if slot.name == name), None)
+    if slot is None:
+        return f"the source has no slot {name} any more: {LOAD_ALL_AGAIN}"
+    if slot.wal_status == "lost":
+        return f"the slot {name} has lost WAL that the targets need: {LOAD_ALL_AGAIN}"
+    return None
 
 
 def _table_status(table: TableState, target_position: Lsn | None, source: SourceStatus) -> TableStatus:

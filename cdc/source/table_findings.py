@@ -56,6 +56,14 @@ def _one_table(table: SourceTable, user: str) -> Iterable[Finding]:
     if table.hides_rows:
         message = "row security hides rows from this role: a bootstrap would refuse to copy it"
         yield _finding(Severity.ERROR, subject, message, f"ALTER ROLE {user} BYPASSRLS;")
+    if table.generated:
+        message = (
+            f"computes {', '.join(table.generated)} itself (GENERATED): such columns are not streamed, and not created"
+        )
+        mend = (
+            "on a target that wants them: ALTER TABLE … ADD COLUMN … GENERATED ALWAYS AS (…) STORED, as at the source"
+        )
+        yield _finding(Severity.WARNING, subject, message, mend)
     if not table.usable_identity:
         yield _finding(Severity.WARNING, subject, _identity_message(table), _identity_mend(table, name))
     if not all(column.type.has_binary for column in table.relation.columns):

@@ -28,6 +28,9 @@ from cdc.target.table_plan import TablePlan, TableShape
 
 FOREIGN_KEY_VIOLATION = "23503"
 UNIQUE_VIOLATION = "23505"
+_CAN_BE_DEFERRED = (FOREIGN_KEY_VIOLATION, UNIQUE_VIOLATION, "23P01")
+"""Foreign keys, unique and exclusion constraints; a CHECK or NOT NULL cannot be."""
+
 _UNKNOWN_LABEL = "22P02"
 _MISSING_RIGHT = "42501"
 
@@ -135,9 +138,14 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
         refused.kind
     ]
     if server is not None and server.sqlstate[:2] == "23" and refused.reason is Reason.SERVER:
+        mend = (
+            "Drop the constraint or make it deferrable"
+            if server.sqlstate in _CAN_BE_DEFERRED
+            else "Drop the constraint"
+        )
         return BatchRejected(
-            f"{where}: {change} of {which} breaks a rule that the source does not have ({server}). Drop the "
-            "constraint or make it deferrable; it is tried again then.",
+            f"{where}: {change} of {which} breaks a rule that the source does not have ({server}). {mend}; it is tried "
+            "again then.",
             source_table=plan.source_table,
             commit_lsn=part.commit_lsn,
             xid=part.xid,

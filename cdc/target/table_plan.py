@@ -31,6 +31,7 @@ from cdc.target.conversion import (
     type_name,
 )
 from cdc.target.lacking import ColumnsLacking, LackingColumn
+from cdc.target.remedies import load_table_again
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +328,9 @@ class _Planner:
         target = column.type
         if self.follows and not fits_exactly(source, target):
             raise self.stop(
-                f"column {column.name} is of type {target.sql}, and of type {source.sql} at the source.",
+                f"column {column.name} is of type {target.sql}, and of type {source.sql} at the source. What the "
+                "source computed anew for rows that were there (ALTER COLUMN … TYPE … USING …) is not streamed: if it "
+                f"did, load the table again afterwards ({load_table_again(self.route.source_name, self.target)}).",
                 self.alter(f"ALTER COLUMN {quote(column.name)} TYPE {source.sql}"),
             )
         if not as_text and source.carries_foreign_oids:

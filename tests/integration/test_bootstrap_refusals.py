@@ -32,6 +32,9 @@ async def test_a_running_worker_is_left_alone(source: Database, make_target: Mak
     fence = internal.fetchval("SELECT fence FROM cdc.target")
     async with await ReplicationConnection.open(source.dsn, "worker") as worker:
         await worker.start(config.source.slot, config.source.publication_names)
+        await live.bootstrap(config, progress=Silence())  # nothing is left to load: no harm in asking
+        source.execute("CREATE TABLE b (id int PRIMARY KEY)")
+        await set_up(config)
         with pytest.raises(SlotInUse, match="stop the worker"):
             await live.bootstrap(config, progress=Silence())
     assert internal.fetchval("SELECT fence FROM cdc.target") == fence

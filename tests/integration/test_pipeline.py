@@ -234,3 +234,17 @@ async def test_two_pipelines_share_a_source_and_a_target(source: Database, make_
         await asyncio.sleep(1)
         assert target.fetch("SELECT pipeline, fence FROM cdc.target ORDER BY 1") == fences
         assert all(not pipeline.worker.events("target failed") for pipeline in (one, other))
+
+
+async def test_an_idle_worker_shows_an_empty_queue(source: Database, make_target: MakeDatabase) -> None:
+    source.execute("CREATE TABLE a (id int PRIMARY KEY)")
+    async with Pipeline(source, {"internal": follow(make_target("internal"))}) as pipeline:
+        await pipeline.load()
+        worker = await pipeline.start()
+        source.execute("INSERT INTO a SELECT generate_series(1, 100)")
+        await pipeline.caught_up()
+
+        async def is_empty() -> bool:
+            return await worker.metric("cdc_queue_bytes", target="internal") == 0
+
+        await pipeline.until(is_empty, "the queue is shown as empty")

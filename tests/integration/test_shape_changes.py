@@ -194,6 +194,8 @@ async def test_a_retyped_column_is_mended_by_retyping_it(source: Database, make_
 
         state = await stopped(pipeline)
         assert "column points is of type integer, and of type bigint at the source" in (state.reason or "")
+        assert "USING" in (state.reason or ""), "values that were computed anew are not streamed"
+        assert "--again public.answers" in (state.reason or "")
         assert state.mend == 'ALTER TABLE "public"."answers" ALTER COLUMN "points" TYPE bigint'
         await others_go_on(pipeline)
         pipeline.targets["internal"].execute(state.mend)

@@ -138,6 +138,13 @@ async def test_hazard_01_a_table_without_identity_gets_the_sql_that_gives_it_one
     assert (await find(config, "tables", ["public.k"])).severity is Severity.OK
 
 
+async def test_columns_that_the_source_computes_itself_are_named(source: Database, config: SourceConfig) -> None:
+    source.execute("CREATE TABLE computed (id int PRIMARY KEY, twice int GENERATED ALWAYS AS (id * 2) STORED)")
+    found = await find(config, "table public.computed", ["public.computed"])
+    assert found.severity is Severity.WARNING
+    assert "twice" in found.message
+
+
 async def test_tables_that_cannot_be_replicated_are_errors(source: Database, config: SourceConfig) -> None:
     source.execute("CREATE UNLOGGED TABLE public.u (id int); CREATE TABLE public.p (id int) PARTITION BY RANGE (id)")
     assert (await find(config, "table public.u", ["public.u"])).mend == 'ALTER TABLE "public"."u" SET LOGGED;'

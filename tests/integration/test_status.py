@@ -125,6 +125,17 @@ async def test_status_shows_positions_lag_and_tables_while_no_worker_runs(
     assert (answers.state, answers.position, answers.lag_bytes) == ("copying", None, None)
 
 
+async def test_a_target_whose_slot_is_gone_needs_a_resync_also_before_a_worker_says_so(
+    source: Database, slot: str, make_target: MakeDatabase
+) -> None:
+    target = make_target("internal")
+    await load(target, "internal", source, await beat(source))
+    source.execute("SELECT pg_drop_replication_slot(%s)", slot)
+    status = await state.read(configuration(source.dsn, slot, internal=target.dsn))
+    assert status.targets[0].state == "needs resync"
+    assert f"has no slot {slot} any more" in (status.targets[0].last_error or "")
+
+
 async def test_a_database_that_cannot_be_reached_is_shown_as_such_beside_the_others(
     source: Database, slot: str, make_target: MakeDatabase
 ) -> None:

@@ -1,0 +1,58 @@
+"""Whether there is anything left to load: looked at without taking a target, so that a worker may be running."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from cdc.bootstrap.start import replicated
+from cdc.bootstrap.targets import application_name
+from cdc.config import Config, for_asyncpg
+from cdc.lsn import Lsn
+from cdc.routing.router import build_all_routes
+from cdc.source import heartbeat
+from cdc.source.catalog import read_tables
+from cdc.source.connection import connect as connect_source
+from cdc.source.slot import read_slot
+from cdc.target import migrations, position, table_state
+from cdc.target.session import connect as connect_target
+
+
+async def is_complete(config: Config) -> bool:
+    """Whether every target holds every table that its routes name, from a bootstrap that came to its end."""
+    name = application_name(config)
+    async with await connect_source(config.source.dsn.get_secret_value(), application_name=name) as connection:
+        slot = await read_slot(connection, config.source.slot)
+        beat = await heartbeat.read(connection, config.pipeline)
+        if slot is None or slot.is_lost or slot.confirmed_flush_lsn is None or beat is None:
+            return False
+        tables = await read_tables(connection)
+    routes = build_all_routes(
+        config, {table.name: [column.name for column in table.relation.columns] for table in tables}
+    )
+    wanted = {route.source_name for of_target in routes.values() for route in of_target}
+    sources = replicated(tables, wanted, lambda _: None)
+    for target, of_target in routes.items():
+        needed = {route.source_name for route in of_target if route.source_name in sources}
+        if not needed <= await _loaded(config, target, name, slot.confirmed_flush_lsn, beat.incarnation):
+            return False
+    return True
+
+
+async def _loaded(config: Config, target: str, application: str, confirmed: Lsn, incarnation: UUID) -> set[str]:
+    """The tables that a target holds; none before its bootstrap came to its end, or where the slot is ahead of it."""
+    dsn = for_asyncpg(config.targets[target].dsn.get_secret_value())
+    session = await connect_target(dsn, application_name=application, target=target)
+    try:
+        if await migrations.pending(session):
+            return set()
+        state = await position.read(session, config.pipeline)
+        if state is None or state.position is None or state.history is None:
+            return set()
+        is_joined = state.position >= confirmed and state.history.incarnation == incarnation
+        if not is_joined or state.state in ("loading", "needs resync"):
+            return set()
+        return {
+            table.source_name for table in await table_state.read(session, config.pipeline) if table.state != "copying"
+        }
+    finally:
+        await session.close()
