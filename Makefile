@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 BIN := .venv/bin
 PROCESSES ?= 2
 
-.PHONY: setup demo test lint types bench matrix pins clean
+.PHONY: setup demo test lint types bench test-matrix pins clean
 
 setup: .venv/ready ## a virtual environment with cdc, its servers and its tools
 
@@ -30,7 +30,7 @@ types: setup ## mypy --strict
 bench: setup ## cdc beside PostgreSQL's own subscription, on the same servers
 	$(BIN)/python -m tests.bench $(ARGS)
 
-matrix: setup ## the tests on other servers: make matrix SERVERS="/usr/lib/postgresql/15/bin …"
+test-matrix: setup ## the tests on other servers: make test-matrix SERVERS="/usr/lib/postgresql/15/bin …"
 	for bin in $(SERVERS); do CDC_TEST_PG_BIN=$$bin $(BIN)/pytest --quiet -n $(PROCESSES) $(ARGS) || exit 1; done
 
 pins: ## requirements.txt and requirements-dev.txt anew, from the lower bounds
