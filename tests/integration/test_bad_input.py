@@ -78,7 +78,7 @@ async def test_a_source_that_cannot_be_used_is_named_and_waited_for(
             worker = await pipeline.start(ready=False)
             await says(pipeline, "source", *words)
             assert worker.runs, "a platform gives up on what exits"
-            status, printed = await pipeline.cdc("bootstrap", "--from", "live")
+            status, printed = await pipeline.cdc("bootstrap", "--from", "live", "--again", "public.items")
             assert status == 1
             assert printed.startswith("cdc: ")
             assert all(word in printed for word in words), printed
