@@ -117,11 +117,6 @@ class Delivery:
         """Whether parts of a transaction are applied that would have to be read again if the stream ended."""
         return self._has_lost_parts and self.is_taken
 
-    @property
-    def stopped_tables(self) -> Sequence[str]:
-        """The tables that have stopped alone."""
-        return sorted(self._stops.current)
-
     def begin(self) -> None:
         """Another stream of the lane starts: nothing is waiting yet, and nothing about the target is known."""
         self._new_queue()

@@ -96,7 +96,7 @@ async def test_a_publication_for_all_tables_is_refused(source: Database, session
         await ensure(session, "public.keyed-T")
 
 
-async def test_invariant_6_row_filters_and_column_lists_are_refused(source: Database, session: Connection) -> None:
+async def test_invariant_06_row_filters_and_column_lists_are_refused(source: Database, session: Connection) -> None:
     if session.info.server_version < 150000:
         assert (await publication.read(session, [NAME])) == {}
         return
@@ -110,7 +110,7 @@ async def test_invariant_6_row_filters_and_column_lists_are_refused(source: Data
         await publication.drop(session, NAME)
 
 
-async def test_invariant_6_the_application_may_still_drop_a_published_column(
+async def test_invariant_06_the_application_may_still_drop_a_published_column(
     source: Database, session: Connection
 ) -> None:
     await ensure(session, "public.keyed-T")

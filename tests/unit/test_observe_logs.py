@@ -106,7 +106,7 @@ def test_what_is_no_secret_stays_readable() -> None:
         UnicodeDecodeError("utf-8", VALUE.encode(), 0, 1, VALUE),
     ],
 )
-def test_invariant_8_an_error_is_logged_without_its_text(
+def test_invariant_08_an_error_is_logged_without_its_text(
     lines: Callable[[], list[dict[str, Any]]], error: Exception
 ) -> None:
     log = logs.get()
@@ -122,7 +122,7 @@ def test_invariant_8_an_error_is_logged_without_its_text(
     assert len(lines()) == 5
     assert VALUE not in written
     assert written.count(type(error).__name__) >= 4
-    assert lines()[0]["error"]["frames"][-1].startswith("test_invariant_8_")
+    assert lines()[0]["error"]["frames"][-1].startswith("test_invariant_08_")
 
 
 def test_the_sqlstate_of_a_driver_error_is_kept(lines: Callable[[], list[dict[str, Any]]]) -> None:
