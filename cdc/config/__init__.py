@@ -5,6 +5,7 @@ everything that is wrong with it. Nothing below this room reads the environment.
 are `SecretStr`, they print without their password, and no error repeats them.
 """
 
+from cdc.config.bootstrap import BootstrapConfig, NotificationConfig, RefreshConfig
 from cdc.config.dsn import for_asyncpg, redact
 from cdc.config.loading import load
 from cdc.config.model import (
@@ -21,8 +22,11 @@ from cdc.config.show import as_toml
 
 __all__ = [
     "ALL_TARGETS",
+    "BootstrapConfig",
     "Config",
     "LogsConfig",
+    "NotificationConfig",
+    "RefreshConfig",
     "SourceConfig",
     "TableConfig",
     "TargetConfig",

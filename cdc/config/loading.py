@@ -1,7 +1,7 @@
 """Reads the configuration: a TOML file, then the environment over it, then one complete check.
 
-Where a value is given twice, the variable ``CDC_<SECTION>__<KEY>`` wins over the file. ``SOURCE_DATABASE_URL`` and,
-with a single target, ``DATABASE_URL`` fill in a connection string that nothing else gives. In the file, ``${NAME}``
+Where a value is given twice, the variable ``CDC_<SECTION>__<KEY>`` wins over the file. What neither gives is taken from
+the variables of the tool that came before (`cdc.config.legacy`). In the file, ``${NAME}``
 stands for a variable and ``$$`` for a dollar sign; the environment's own values are taken as they are. An empty
 ``CDC_`` variable counts as not set.
 
@@ -25,7 +25,16 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import EnvSettingsSource
 
-from cdc.config.model import Config, LogsConfig, SourceConfig, TableConfig, TargetConfig, WorkerConfig
+from cdc.config.bootstrap import BootstrapConfig, NotificationConfig, RefreshConfig
+from cdc.config.legacy import fill_in
+from cdc.config.model import (
+    Config,
+    LogsConfig,
+    SourceConfig,
+    TableConfig,
+    TargetConfig,
+    WorkerConfig,
+)
 from cdc.errors import ConfigurationError
 
 DEFAULT_FILE = "cdc.toml"
@@ -55,7 +64,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     from_file = _interpolate(document or {}, environ, (), problems)
     unreadable = set(problems)
     from_environment = _read_environment(environ, problems)
-    merged = _fill_in(_merge(from_file, from_environment), environ)
+    merged = fill_in(_merge(from_file, from_environment), environ, problems)
     origin = _Origin(None if is_absent else file, from_file, from_environment, environ)
     try:
         config = Config.model_validate(merged)
@@ -158,16 +167,6 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _fill_in(data: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """Connection strings that nothing gives, from the variables that PaaS deployments have."""
-    if url := environ.get("SOURCE_DATABASE_URL"):
-        data = _merge({"source": {"dsn": url}}, data)
-    targets = data.get("targets")
-    if (url := environ.get("DATABASE_URL")) and isinstance(targets, dict) and len(targets) == 1:
-        data = _merge({"targets": {name: {"dsn": url} for name in targets}}, data)
-    return _merge({"source": {}, "targets": {}}, data)
-
-
 def _key_of(detail: ErrorDetails) -> Key:
     """Where a problem is, without the steps that only pydantic's model has."""
     return tuple(str(step) for step in detail["loc"] if step != "[key]" and not isinstance(step, int))
@@ -184,6 +183,12 @@ def _model_at(key: Key) -> type[BaseModel] | None:
             return WorkerConfig
         case ("logs",):
             return LogsConfig
+        case ("bootstrap",):
+            return BootstrapConfig
+        case ("refresh",):
+            return RefreshConfig
+        case ("notifications",):
+            return NotificationConfig
         case ("targets", _):
             return TargetConfig
         case ("targets", _, "tables", _):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, Field, SecretStr, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from cdc.config.units import Address, Dsn, Identifier, Names, Size, parse_address, split_names
+from cdc.config.bootstrap import BootstrapConfig, NotificationConfig, RefreshConfig
+from cdc.config.units import FROZEN, Address, Dsn, Identifier, Names, Size, parse_address, split_names
 
 PG_NAME_MAX = 63
 """Bytes of a name that PostgreSQL keeps; a slot's name is refused beyond."""
@@ -23,13 +24,11 @@ SlotName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,63}$")]
 TargetName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$", max_length=40)]
 PipelineName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 
-_FROZEN = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
-
 
 class SourceConfig(BaseModel):
     """The live database that changes are read from."""
 
-    model_config = _FROZEN
+    model_config = FROZEN
 
     dsn: Dsn
     """Connection string of the source: a URL or ``key=value``. The role needs REPLICATION. ``SOURCE_DATABASE_URL`` is
@@ -85,7 +84,7 @@ class TableConfig(BaseModel):
     name and the target's.
     """
 
-    model_config = _FROZEN
+    model_config = FROZEN
 
     to: str | None = None
     """The target's table as ``schema.table``; left out, the same as at the source. Owned targets only."""
@@ -128,7 +127,7 @@ class TableConfig(BaseModel):
 class TargetConfig(BaseModel):
     """A database that changes are applied to, and what it wants of the source."""
 
-    model_config = _FROZEN
+    model_config = FROZEN
 
     dsn: Dsn
     """Connection string of the target: a URL or ``key=value``. ``DATABASE_URL`` is taken where there is one target and
@@ -197,6 +196,14 @@ class TargetConfig(BaseModel):
                     )
         return self
 
+    def without(self, tables: tuple[str, ...]) -> Self:
+        """The same target without some tables (``schema.table``), whichever way it asks for them."""
+        named = {name: table for name, table in self.tables.items() if name not in tables}
+        exclude = tuple(dict.fromkeys((*self.exclude, *tables)))
+        if not named and not self.include:
+            raise ValueError("leaves a target without any table: bootstrap.modes leaves out all that it names")
+        return self.model_copy(update={"tables": named, "exclude": exclude})
+
     @property
     def is_owned(self) -> bool:
         """Whether somebody else changes the target's tables, and `cdc` never does."""
@@ -211,7 +218,7 @@ class TargetConfig(BaseModel):
 class WorkerConfig(BaseModel):
     """The always-on process: its memory, its patience, what it shows."""
 
-    model_config = _FROZEN
+    model_config = FROZEN
 
     max_batch_bytes: Size = Field(default=16 * 1024**2, ge=64 * 1024)
     """Most bytes of changes that are applied as one target transaction, and that one stretch of a large transaction
@@ -258,7 +265,7 @@ class WorkerConfig(BaseModel):
 class LogsConfig(BaseModel):
     """What is written to stderr. Never a row value, never a secret."""
 
-    model_config = _FROZEN
+    model_config = FROZEN
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe lines that are written."""
@@ -292,6 +299,16 @@ class Config(BaseSettings):
     worker: WorkerConfig = Field(default_factory=WorkerConfig)
     """The always-on process."""
 
+    bootstrap: BootstrapConfig = Field(default_factory=BootstrapConfig)
+    """The initial load."""
+
+    refresh: RefreshConfig = Field(default_factory=RefreshConfig)
+    """What is refreshed at fixed times."""
+
+    notifications: tuple[NotificationConfig, ...] = ()
+    """Who is told when a bootstrap or a refresh is done. ``NOTIFICATIONS`` (JSON) is taken where nothing else gives
+    them."""
+
     logs: LogsConfig = Field(default_factory=LogsConfig)
     """What is written to stderr."""
 
@@ -318,12 +335,22 @@ class Config(BaseSettings):
         return targets
 
     @model_validator(mode="after")
+    def _leave_out(self) -> Self:
+        """Tables that are ``none`` are excluded everywhere, also where a target names them."""
+        left_out = tuple(table for table, mode in self.bootstrap.modes.items() if mode == "none")
+        if left_out:
+            targets = {name: target.without(left_out) for name, target in self.targets.items()}
+            # The model is frozen for everybody but its own validation.
+            object.__setattr__(self, "targets", targets)
+        return self
+
+    @model_validator(mode="after")
     def _lane_slots_have_room(self) -> Self:
         for name in self.targets:
-            if len(self.source.slot) + 2 + len(name) > PG_NAME_MAX:
+            if len(self.source.slot) + len(f"__{name}__new") > PG_NAME_MAX:
                 raise ValueError(
-                    f"source.slot and the target {name} are too long together: the slot of a lane is named "
-                    f"<slot>__<target> and has at most {PG_NAME_MAX} characters"
+                    f"source.slot and the target {name} are too long together: the slots of a lane are named "
+                    f"<slot>__<target> and <slot>__<target>__new, and have at most {PG_NAME_MAX} characters"
                 )
         return self
 

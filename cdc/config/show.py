@@ -16,6 +16,9 @@ def as_toml(config: Config) -> str:
     """The whole configuration as TOML, defaults included, secrets left out."""
     data = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     data["worker"].pop("metrics_password", None)
+    data["bootstrap"].pop("scalingo_api_token", None)
+    for notified in data["notifications"]:
+        notified.pop("token", None)
     blocks = [[f"{name} = {_value(value)}" for name, value in data.items() if not isinstance(value, dict)]]
     for name, section in data.items():
         if name == "targets":

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, PlainSerializer, SecretStr
+from cronsim import CronSim, CronSimError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, PlainSerializer, SecretStr
 
 from cdc.config import dsn
+
+FROZEN = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+"""What all models of the configuration have in common."""
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 _UNITS = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -57,6 +63,25 @@ def _check_identifier(name: str) -> str:
     return name
 
 
+def _check_http_address(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        is_sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        is_sound = False
+    if not is_sound:
+        raise ValueError("is no address: write http:// or https://, a host, and a path where there is one")
+    return url.rstrip("/")
+
+
+def _check_schedule(expression: str) -> str:
+    try:
+        CronSim(expression, datetime.now(UTC))
+    except CronSimError:
+        raise ValueError("is no cron expression of five fields, as in 10 5 * * *") from None
+    return expression
+
+
 Size = Annotated[int, BeforeValidator(parse_size)]
 """A number of bytes."""
 
@@ -65,6 +90,12 @@ Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]
 
 Address = Annotated[str, AfterValidator(_check_address)]
 """``host:port`` to listen on."""
+
+HttpAddress = Annotated[str, AfterValidator(_check_http_address)]
+"""The address of an HTTP service, without a slash at its end."""
+
+Schedule = Annotated[str, AfterValidator(_check_schedule)]
+"""A cron expression."""
 
 Identifier = Annotated[str, AfterValidator(_check_identifier)]
 """A name of PostgreSQL, unquoted."""

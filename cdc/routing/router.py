@@ -65,7 +65,12 @@ def route_of(target: TargetConfig, schema: str, table: str) -> Route | None:
 def build_all_routes(config: Config, tables: Mapping[str, Sequence[str]]) -> dict[str, tuple[Route, ...]]:
     """The routes of every target, by its name. Raises one `ConfigurationError` for what is wrong with any of them."""
     routes: dict[str, tuple[Route, ...]] = {}
-    problems: list[str] = []
+    ours = {table: columns for table, columns in tables.items() if not is_reserved(split(table)[0])}
+    problems = [
+        _unknown_table(f'bootstrap.modes."{table}"', table, ours)
+        for table in config.bootstrap.modes
+        if table not in ours
+    ]
     for name, target in config.targets.items():
         try:
             routes[name] = build_routes(name, target, tables)
@@ -77,8 +82,11 @@ def build_all_routes(config: Config, tables: Mapping[str, Sequence[str]]) -> dic
 
 
 def is_reserved(schema: str) -> bool:
-    """Whether nothing of this schema is ever replicated: `cdc`'s own, and the system's (``pg_`` and the standard's)."""
-    return schema in ("cdc", "information_schema") or schema.startswith("pg_")
+    """Whether nothing of this schema is ever replicated: `cdc`'s own, and the system's (``pg_`` and the standard's).
+
+    Its own are also those where it loads tables beside others (`cdc.routing.target_routes`).
+    """
+    return schema in ("cdc", "information_schema") or schema.startswith(("pg_", "cdc_new_", "cdc_old_"))
 
 
 def _included(name: str, target: TargetConfig, tables: Collection[str], problems: list[str]) -> set[str]:

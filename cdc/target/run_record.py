@@ -1,0 +1,79 @@
+"""How long each step of a bootstrap took, kept in the target: ``cdc.bootstrap_run`` and ``cdc.bootstrap_step``.
+
+Times are the target's clock, so that steps of several runs, from several machines, can be compared. A run or a step
+without an end was interrupted, or is under way. What is recorded here is for people (`cdc report`): what is done and
+what remains is never decided by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from cdc.target.session import Session, target_errors
+
+Ready = Callable[[], Awaitable[Session]]
+"""Gives a session on the target that is in no transaction; another one where it was lost."""
+
+
+@dataclass(slots=True)
+class Step:
+    """One step while it runs. Whoever does it sets what it moved."""
+
+    rows: int | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """The record of one run in one target."""
+
+    run: int
+    ready: Ready
+
+    @asynccontextmanager
+    async def step(self, kind: str, name: str | None = None) -> AsyncIterator[Step]:
+        """Record what happens inside the block: its beginning when it begins, its end only when it succeeds."""
+        session = await self.ready()
+        with target_errors("recording a step", session.where):
+            number = await session.connection.fetchval(
+                "INSERT INTO cdc.bootstrap_step (run, kind, object) VALUES ($1, $2, $3) RETURNING step",
+                self.run,
+                kind,
+                name,
+            )
+        step = Step()
+        yield step
+        session = await self.ready()
+        with target_errors("recording a step", session.where):
+            await session.connection.execute(
+                "UPDATE cdc.bootstrap_step SET finished_at = pg_catalog.clock_timestamp(), row_count = $2,"
+                " size_bytes = $3 WHERE step = $1",
+                number,
+                step.rows,
+                step.size,
+            )
+
+    async def end(self, outcome: str) -> None:
+        """The run is over: ``done``, or what ended it, in a sentence."""
+        session = await self.ready()
+        with target_errors("recording the end of the run", session.where):
+            await session.connection.execute(
+                "UPDATE cdc.bootstrap_run SET finished_at = pg_catalog.clock_timestamp(), outcome = $2 WHERE run = $1",
+                self.run,
+                outcome,
+            )
+
+
+async def begin_run(ready: Ready, pipeline: str, target: str, origin: str) -> RunRecord:
+    """Record that a run begins. ``origin`` is ``backup``, ``live``, ``none`` or ``resync``."""
+    session = await ready()
+    with target_errors("recording the run", session.where):
+        run = await session.connection.fetchval(
+            "INSERT INTO cdc.bootstrap_run (pipeline, target, origin) VALUES ($1, $2, $3) RETURNING run",
+            pipeline,
+            target,
+            origin,
+        )
+    return RunRecord(int(run), ready)
