@@ -13,11 +13,11 @@ import asyncio
 import sys
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -25,6 +25,9 @@ from rich.console import Console
 from cdc import __version__
 from cdc.config import Config, as_toml, load
 from cdc.errors import CdcError, ConfigurationError
+
+if TYPE_CHECKING:
+    from cdc.bootstrap.progress import Progress
 
 T = TypeVar("T")
 
@@ -63,6 +66,7 @@ class Options:
 class Origin(StrEnum):
     """Where a bootstrap takes the rows from."""
 
+    BACKUP = "backup"
     LIVE = "live"
     NONE = "none"
 
@@ -155,41 +159,83 @@ def teardown(
 def bootstrap(
     context: typer.Context,
     origin: Annotated[
-        Origin, typer.Option("--from", help="live: copy the source's rows. none: the targets already hold everything.")
+        Origin,
+        typer.Option(
+            "--from",
+            help="backup: restore the provider's backup and join it to the stream. live: copy the source's rows. "
+            "none: the targets already hold everything.",
+        ),
     ],
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="Tables or ranges copied at once.")] = 4,
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", help="Only this target; can be repeated. The worker may run for the others."),
+    ] = None,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Load targets that are loaded already, beside their tables; then swap them.")
+    ] = False,
+    latest: Annotated[
+        bool, typer.Option("--latest", help="With --from backup: the newest one that can serve, not a new one.")
+    ] = False,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="With --from backup: a local .pgsql or .tar.gz, not the provider's.")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", "-j", min=1, max=64, help="Tables or ranges copied at once. Default: 4, or as configured."
+        ),
+    ] = None,
     again: Annotated[
         list[str] | None,
         typer.Option("--again", help="A table (schema.table at the source) to empty and load again; can be repeated."),
     ] = None,
-    target: Annotated[
-        str | None, typer.Option("--target", help="Where --again does so; everywhere unless given.")
-    ] = None,
 ) -> None:
-    """Load all targets and create the slot. Killed half way, it resumes with the tables that remain."""
-    if again and origin is Origin.NONE:
-        raise typer.BadParameter("it copies rows: use it with --from live", param_hint="--again")
-    if target is not None and not again:
+    """Load targets and create the slot. Killed at any step, it goes on there when it is run again."""
+    if again and origin is not Origin.LIVE:
+        raise typer.BadParameter("it copies rows of the source: use it with --from live", param_hint="--again")
+    if again and anew:
+        raise typer.BadParameter("--again empties tables, --anew loads beside them: choose one", param_hint="--again")
+    if again and target and len(target) > 1:
+        raise typer.BadParameter("with --again, name one target or none", param_hint="--target")
+    if (latest or file) and origin is not Origin.BACKUP:
         raise typer.BadParameter(
-            "it says where --again loads tables again: name them with --again", param_hint="--target"
+            "it chooses a backup: use it with --from backup", param_hint="--latest" if latest else "--file"
         )
+    if latest and file:
+        raise typer.BadParameter("choose one of --latest and --file", param_hint="--latest")
+    if origin is Origin.NONE and (target or anew):
+        raise typer.BadParameter("it concerns all targets, as they are", param_hint="--target" if target else "--anew")
     config = _load(context)
     if origin is Origin.NONE:
         from cdc.bootstrap import assumed
 
         typer.echo(str(_run(assumed.bootstrap(config))))
         return
-    from cdc.bootstrap import live
     from cdc.bootstrap.again import Again
+    from cdc.bootstrap.backup import BackupChoice
+    from cdc.bootstrap.run import Scope
+    from cdc.service import loading
+
+    choice = BackupChoice(file, latest) if origin is Origin.BACKUP else None
+    if again:
+        scope = Scope(again=Again(tuple(again), target[0] if target else None))
+    else:
+        scope = Scope(targets=tuple(dict.fromkeys(target)) if target else None, anew=anew)
+    with _progress() as progress:
+        summary = _run(loading.bootstrap(config, scope=scope, from_backup=choice, jobs=jobs, progress=progress))
+    typer.echo(str(summary))
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Bars on a terminal, log lines elsewhere."""
     from cdc.bootstrap.progress import LogLines, ProgressBars
 
-    wish = Again(tuple(again), target) if again else None
     if sys.stderr.isatty():
         with ProgressBars() as bars:
-            summary = _run(live.bootstrap(config, jobs=jobs, progress=bars, again=wish))
+            yield bars
     else:
-        summary = _run(live.bootstrap(config, jobs=jobs, progress=LogLines(), again=wish))
-    typer.echo(str(summary))
+        yield LogLines()
 
 
 @app.command()

@@ -14,7 +14,9 @@
          ├─ SourceUnavailable       no connection to the source, or it was lost
          ├─ SlotInUse               another worker holds the slot (SQLSTATE 55006)
          ├─ TargetUnavailable       no connection to the target, or it was lost, is full, or is busy
-         └─ FenceLost               another worker has taken the target
+         ├─ TargetLoading           a bootstrap is loading the target: nobody else may take it until that is done
+         ├─ FenceLost               another worker has taken the target
+         └─ BackupUnavailable       the provider of the backups does not answer, or an archive broke off
 
 Every message is one sentence or two that a person can act on: what, where, what to do. None holds a row value or a
 secret: of an error of PostgreSQL only the SQLSTATE and the name fields (schema, table, column, constraint, type) are
@@ -152,5 +154,13 @@ class TargetUnavailable(TransientError):
     """No connection to the target, or it was lost, is full, or is busy."""
 
 
+class TargetLoading(TransientError):
+    """A bootstrap is loading the target: nobody else may take it until that is done."""
+
+
 class FenceLost(TransientError):
     """Another worker has taken the target."""
+
+
+class BackupUnavailable(TransientError):
+    """The provider of the backups does not answer, or an archive broke off."""

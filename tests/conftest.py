@@ -7,6 +7,7 @@ One server for a whole run (one for each worker of pytest-xdist), fresh database
 - ``make_database("name", server=…)``: the same for any purpose, also on a server of the test's own;
 - ``make_role("LOGIN REPLICATION", password=…)``: a role of the test's own, gone afterwards;
 - ``own_server(max_replication_slots=1, …)``: a server that a test may restart, kill and reconfigure;
+- ``scalingo``: a stand-in for the provider whose backups are restored (`tests.scalingo`);
 - ``record_changes(source, publications, slot)``: the raw pgoutput messages that a slot holds;
 - ``server``: the shared one. Never stop or reconfigure it.
 
@@ -25,10 +26,12 @@ from typing import Protocol
 import psycopg
 import pytest
 
-from cdc.demo.postgres import BINARIES_VARIABLE, Cluster, embedded_binaries
+from cdc.bootstrap.programs import embedded_binaries
+from cdc.demo.postgres import BINARIES_VARIABLE, Cluster
 from cdc.errors import SetupError
 from cdc.identifiers import quote, quote_literal
 from tests.database import Database, Server, unique_name
+from tests.scalingo import StandIn, serve
 
 SETTINGS: dict[str, str | int] = {
     "wal_level": "logical",
@@ -188,6 +191,13 @@ def make_role(server: Server) -> Iterator[MakeRole]:
                 with psycopg.connect(server.dsn(name), autocommit=True) as inside:
                     inside.execute(f"DROP OWNED BY {quote(role)} CASCADE".encode())
             connection.execute(f"DROP ROLE {quote(role)}".encode())
+
+
+@pytest.fixture
+def scalingo(postgres_binaries: Path, tmp_path: Path) -> Iterator[StandIn]:
+    """A stand-in for Scalingo on a socket of its own; its backups are made by a real ``pg_dump``."""
+    with serve(postgres_binaries / "pg_dump", tmp_path / "scalingo") as stand_in:
+        yield stand_in
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ from urllib.request import urlopen
 import psycopg
 import pytest
 
-from cdc.bootstrap import assumed, live
+from cdc.bootstrap import assumed
 from cdc.bootstrap.progress import Silence
 from cdc.config import Config, load
 from cdc.identifiers import quote, quote_qualified
@@ -47,7 +47,7 @@ from cdc.lsn import Lsn
 from cdc.observe.status import PipelineStatus, TableStatus, TargetStatus
 from cdc.routing.route import Route
 from cdc.routing.router import build_routes
-from cdc.service import provision, state
+from cdc.service import loading, provision, state
 from cdc.source import connection as source_connection
 from cdc.source.catalog import read_tables
 from tests.database import Database, unique_name
@@ -259,7 +259,7 @@ class Pipeline:
     async def load(self, *, jobs: int = 2) -> None:
         """``cdc setup`` and ``cdc bootstrap --from live``."""
         await self.setup()
-        await live.bootstrap(self.config, jobs=jobs, progress=Silence())
+        await loading.bootstrap(self.config, jobs=jobs, progress=Silence())
 
     async def assume(self) -> None:
         """``cdc setup`` and ``cdc bootstrap --from none``: the targets hold everything already."""

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 
 from cdc.bootstrap.copying import hold_fence
 from cdc.bootstrap.progress import LogLines, Progress, Summary
-from cdc.bootstrap.run import Run, open_run
+from cdc.bootstrap.run import LoadLane, Run, open_run
 from cdc.config import Config
 from cdc.errors import SetupError
 from cdc.source.snapshot import Snapshot
@@ -27,12 +27,14 @@ async def bootstrap(config: Config, *, progress: Progress | None = None) -> Summ
     that an interrupted ``--from live`` left half copied; otherwise what `cdc.bootstrap.live.bootstrap` raises.
     """
     async with AsyncExitStack() as stack:
-        run = await open_run(config, progress or LogLines(), stack, must_be_empty=False)
+        run = await open_run(config, progress or LogLines(), stack, origin="none", must_be_empty=False)
         _refuse_half_copied(run)
-        if run.has_work():
-            async with run.snapshot() as snapshot:
-                await _assume(run, snapshot)
+        for lane in run.lanes:
+            if run.has_work(lane):
+                async with run.snapshot(lane) as snapshot:
+                    await _assume(run, lane, snapshot)
         await run.set_ready()
+        await run.records.end("done")
         return run.summary()
 
 
@@ -50,11 +52,11 @@ def _refuse_half_copied(run: Run) -> None:
         )
 
 
-async def _assume(run: Run, snapshot: Snapshot) -> None:
+async def _assume(run: Run, lane: LoadLane, snapshot: Snapshot) -> None:
     """Record every table that is not recorded yet as consistent from the snapshot's LSN; one transaction a target."""
     lsn = snapshot.consistent_point
     sources = await run.read_sources()
-    for loading in run.loadings.values():
+    for loading in lane.loadings.values():
         loads = loading.remaining()
         if not loads:
             continue
@@ -66,7 +68,7 @@ async def _assume(run: Run, snapshot: Snapshot) -> None:
                         source = sources.get(route.source_name)
                         await mark_streaming(
                             session,
-                            run.config.pipeline,
+                            loading.aim.key,
                             route,
                             consistent_from=lsn,
                             source_oid=source.relation.oid if source else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from cdc.bootstrap.start import replicated
@@ -12,18 +13,19 @@ from cdc.routing.router import build_all_routes
 from cdc.source import heartbeat
 from cdc.source.catalog import read_tables
 from cdc.source.connection import connect as connect_source
-from cdc.source.slot import read_slot
+from cdc.source.slot import LANE_SEPARATOR, read_slots
 from cdc.target import migrations, position, table_state
+from cdc.target.generation import generation_key
 from cdc.target.session import connect as connect_target
 
 
-async def is_complete(config: Config) -> bool:
-    """Whether every target holds every table that its routes name, from a bootstrap that came to its end."""
+async def is_complete(config: Config, targets: Sequence[str]) -> bool:
+    """Whether each of these targets holds every table that its routes name, from a bootstrap that came to its end."""
     name = application_name(config)
     async with await connect_source(config.source.dsn.get_secret_value(), application_name=name) as connection:
-        slot = await read_slot(connection, config.source.slot)
+        slots = {slot.name: slot for slot in await read_slots(connection, config.source.slot)}
         beat = await heartbeat.read(connection, config.pipeline)
-        if slot is None or slot.is_lost or slot.confirmed_flush_lsn is None or beat is None:
+        if beat is None:
             return False
         tables = await read_tables(connection)
     routes = build_all_routes(
@@ -31,9 +33,12 @@ async def is_complete(config: Config) -> bool:
     )
     wanted = {route.source_name for of_target in routes.values() for route in of_target}
     sources = replicated(tables, wanted, lambda _: None)
-    for target, of_target in routes.items():
-        needed = {route.source_name for route in of_target if route.source_name in sources}
-        if not needed <= await _loaded(config, target, name, slot.confirmed_flush_lsn, beat.incarnation):
+    for target in targets:
+        lane = slots.get(f"{config.source.slot}{LANE_SEPARATOR}{target}") or slots.get(config.source.slot)
+        if lane is None or lane.is_lost or lane.confirmed_flush_lsn is None:
+            return False
+        needed = {route.source_name for route in routes[target] if route.source_name in sources}
+        if not needed <= await _loaded(config, target, name, lane.confirmed_flush_lsn, beat.incarnation):
             return False
     return True
 
@@ -46,6 +51,8 @@ async def _loaded(config: Config, target: str, application: str, confirmed: Lsn,
         if await migrations.pending(session):
             return set()
         state = await position.read(session, config.pipeline)
+        if await position.read(session, generation_key(config.pipeline)) is not None:
+            return set()  # one that is being loaded beside it
         if state is None or state.position is None or state.history is None:
             return set()
         is_joined = state.position >= confirmed and state.history.incarnation == incarnation

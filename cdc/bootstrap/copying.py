@@ -9,6 +9,8 @@ the table (`ALTER TYPE`, a volatile default) or a TRUNCATE that is younger than 
 without an error (hazard 23): under the table's lock the file that the snapshot's catalog names must be the one that is
 there now. Where it is not, or the snapshot is gone, or a column is, `SnapshotTooOld` says so: the table is then copied
 again from a newer one.
+
+`Job.write` is the target's half by itself; the rows of a backup go the same way (cdc.bootstrap.restoring).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import asyncpg
 import psycopg
@@ -57,6 +60,32 @@ class TargetAccess:
     fence: int
 
 
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where bytes of COPY go: a table of the target, its columns in the order of the bytes, and the bytes' format.
+
+    ``encoding`` is that of text, by PostgreSQL's name, where it is not the connection's. ``what`` names the work in
+    messages: ``copying public.a into public.a``.
+    """
+
+    schema: str
+    table: str
+    columns: tuple[str, ...]
+    format: Literal["binary", "text"]
+    what: str
+    encoding: str | None = None
+
+
+def in_tries() -> tenacity.AsyncRetrying:
+    """Try again after a jittered wait, `TRIES` times at most, while that can help and the target is ours."""
+    return tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception(lambda e: isinstance(e, TransientError) and not isinstance(e, FenceLost)),
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
+        stop=tenacity.stop_after_attempt(TRIES),
+        reraise=True,
+    )
+
+
 @dataclass(slots=True)
 class Job:
     """One of the workers that copy in parallel: at most one connection to the source and one to each target.
@@ -76,13 +105,56 @@ class Job:
         Raises `SnapshotTooOld`, `FenceLost` when somebody else has taken the target, the last `TransientError` after
         `TRIES`, and what cannot pass at once.
         """
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(lambda e: isinstance(e, TransientError) and not isinstance(e, FenceLost)),
-            wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
-            stop=tenacity.stop_after_attempt(TRIES),
-            reraise=True,
-        )
-        return await retrying(self._try, access, copy, pages, snapshot)
+        return await in_tries()(self._try, access, copy, pages, snapshot)
+
+    async def write(
+        self, access: TargetAccess, destination: Destination, chunks: AsyncIterator[bytes]
+    ) -> tuple[int, int]:
+        """Write ``chunks`` into a table, in one transaction that holds the fence; returns rows and bytes.
+
+        The rows are durable when it returns, and not there when it raises: what ``chunks`` raises, `FenceLost`, or an
+        error of the target's.
+        """
+        session = await self.session(access)
+        connection = session.connection
+        size = 0
+
+        async def counted() -> AsyncIterator[bytes]:
+            nonlocal size
+            async for chunk in chunks:
+                size += len(chunk)
+                yield chunk
+
+        with target.target_errors(destination.what, session.where):
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                xid = str(await connection.fetchval("SELECT pg_catalog.pg_current_xact_id()::text"))
+                status = await connection.copy_to_table(
+                    destination.table,
+                    schema_name=destination.schema,
+                    columns=list(destination.columns),
+                    source=counted(),
+                    format=destination.format,
+                    encoding=destination.encoding,
+                )
+                await hold_fence(connection, access)
+            except BaseException:
+                await _abandon(session, transaction)
+                raise
+        try:
+            await transaction.commit()
+        except Exception as error:
+            if not target.is_driver_error(error):
+                raise
+            rows_of = f"{destination.schema}.{destination.table}"
+            failure = target.translate(error, f"committing rows of {rows_of}", session.where)
+            backend = connection.get_server_pid()
+            connection.terminate()
+            if not isinstance(failure, TargetUnavailable):
+                raise failure from None
+            await self._resolve(access, xid, backend, failure)
+        return int(status.split()[1]), size
 
     async def session(self, access: TargetAccess) -> target.Session:
         """This job's session on a target."""
@@ -101,13 +173,13 @@ class Job:
             await session.close()
 
     async def _try(self, access: TargetAccess, copy: TableCopy, pages: PageRange, snapshot: str) -> tuple[int, int]:
-        session = await self.session(access)
+        await self.session(access)  # before a transaction begins at the source, which then does not wait for it
         if self._source is None:
             self._source = await source.connect(self.source_dsn, application_name=self.application_name)
         try:
             with self.copies.copying(self._source):
                 await _begin(self._source, copy, snapshot)
-                counted = await self._write(access, session, copy, _read(self._source, copy, pages))
+                counted = await self.write(access, _destination(copy), _read(self._source, copy, pages))
             await self._source.execute("COMMIT")
         except (CdcError, SnapshotTooOld, asyncio.CancelledError):
             # Whatever state it is in, maybe in the middle of a COPY: a new connection costs less than finding out.
@@ -117,47 +189,6 @@ class Job:
             # Only the COMMIT of a transaction that read: nothing depends on it.
             await self._drop_source()
         return counted
-
-    async def _write(
-        self, access: TargetAccess, session: target.Session, copy: TableCopy, chunks: AsyncIterator[bytes]
-    ) -> tuple[int, int]:
-        connection = session.connection
-        size = 0
-
-        async def counted() -> AsyncIterator[bytes]:
-            nonlocal size
-            async for chunk in chunks:
-                size += len(chunk)
-                yield chunk
-
-        with target.target_errors(f"copying {copy.route.source_name} into {copy.route.target_name}", session.where):
-            transaction = connection.transaction()
-            await transaction.start()
-            try:
-                xid = str(await connection.fetchval("SELECT pg_catalog.pg_current_xact_id()::text"))
-                status = await connection.copy_to_table(
-                    copy.route.target_table,
-                    schema_name=copy.route.target_schema,
-                    columns=list(copy.target_columns),
-                    source=counted(),
-                    format=copy.format,
-                )
-                await hold_fence(connection, access)
-            except BaseException:
-                await _abandon(session, transaction)
-                raise
-        try:
-            await transaction.commit()
-        except Exception as error:
-            if not target.is_driver_error(error):
-                raise
-            failure = target.translate(error, f"committing rows of {copy.route.target_name}", session.where)
-            backend = connection.get_server_pid()
-            connection.terminate()
-            if not isinstance(failure, TargetUnavailable):
-                raise failure from None
-            await self._resolve(access, xid, backend, failure)
-        return int(status.split()[1]), size
 
     async def _resolve(self, access: TargetAccess, xid: str, backend: int, failure: CdcError) -> None:
         """Find out what became of a COMMIT that got no answer; raise ``failure`` when its rows are not there."""
@@ -184,6 +215,12 @@ class Job:
         connection, self._source = self._source, None
         if connection is not None:
             await connection.close()
+
+
+def _destination(copy: TableCopy) -> Destination:
+    route = copy.route
+    what = f"copying {route.source_name} into {route.target_name}"
+    return Destination(route.target_schema, route.target_table, copy.target_columns, copy.format, what)
 
 
 async def hold_fence(connection: asyncpg.Connection, access: TargetAccess) -> None:

@@ -1,14 +1,16 @@
 """What a person sees while a bootstrap runs, and what is said at its end.
 
 A bootstrap talks to a `Progress`: bars on a terminal, a log line a minute elsewhere, nothing in tests. Rows and bytes
-count only what is committed on the target; a range that has to be read again is counted once. No row value comes here.
+count only what is committed on the target; a range that has to be read again is counted once. Bytes of a backup that
+is downloaded count as they arrive. No row value comes here.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -23,6 +25,20 @@ LOG_INTERVAL_S = 60.0
 """Between two log lines where there is no terminal: a copy of twelve hours then has 720 of them."""
 
 
+_STEPS = {
+    "wait": "waiting for the transactions that are older than the slot",
+    "backup": "waiting for the backup",
+    "download": "downloading the backup",
+    "restore": "restoring tables from the backup",
+    "copy": "copying tables from the live source",
+    "catch-up": "streaming what was written meanwhile",
+    "index": "building indexes and what else the tables have",
+    "swap": "putting the new tables in the place of the old ones",
+    "enrichment": "running the enrichment",
+}
+"""What a person reads when a step begins."""
+
+
 class Progress(Protocol):
     """What a bootstrap reports, as it happens. ``table`` is ``schema.table`` at the target."""
 
@@ -34,6 +50,12 @@ class Progress(Protocol):
 
     def finish(self, target: str, table: str) -> None:
         """The table is complete, with its primary key."""
+
+    def download(self, done: int, total: int | None) -> None:
+        """So many bytes of a backup have arrived, of so many where that is known."""
+
+    def step(self, kind: str, name: str | None, targets: Sequence[str]) -> None:
+        """A step begins, of all or of one thing in it (`name`); its kind is as in ``cdc.bootstrap_step``."""
 
     def say(self, message: str) -> None:
         """Something that an operator should read, one sentence."""
@@ -49,6 +71,12 @@ class Silence:
         """Nothing."""
 
     def finish(self, target: str, table: str) -> None:
+        """Nothing."""
+
+    def download(self, done: int, total: int | None) -> None:
+        """Nothing."""
+
+    def step(self, kind: str, name: str | None, targets: Sequence[str]) -> None:
         """Nothing."""
 
     def say(self, message: str) -> None:
@@ -98,6 +126,17 @@ class LogLines:
         """Count the table as done."""
         self._counts.setdefault(target, _Count()).tables_done += 1
 
+    def download(self, done: int, total: int | None) -> None:
+        """Once a minute, and when it is complete, log how far it is."""
+        if done == total or time.monotonic() - self._said_at >= LOG_INTERVAL_S:
+            self._said_at = time.monotonic()
+            self._log.info("backup arrives", bytes=done, of_bytes=total)
+
+    def step(self, kind: str, name: str | None, targets: Sequence[str]) -> None:
+        """Log what concerns everything; the rest, for who asks for debug lines."""
+        log = self._log.info if name is None else self._log.debug
+        log("bootstrap step", step=kind, targets=list(targets), **({} if name is None else {"object": name}))
+
     def say(self, message: str) -> None:
         """Log the sentence."""
         self._log.info(message)
@@ -114,7 +153,7 @@ class ProgressBars:
             TextColumn("{task.fields[target]:<12}"),
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[rows]:>14,} rows {task.fields[size]:>10}"),
+            TextColumn("{task.fields[amount]:>30}"),
             TimeElapsedColumn(),
             console=console or Console(stderr=True),
         )
@@ -122,6 +161,7 @@ class ProgressBars:
         self._tables: dict[tuple[str, str], TaskID] = {}
         self._ranges: dict[tuple[str, str], int] = {}
         self._counts: dict[TaskID, _Count] = {}
+        self._download: TaskID | None = None
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -151,19 +191,31 @@ class ProgressBars:
                 count = self._counts[bar]
                 count.rows += rows
                 count.size += size
-                self._bars.update(bar, advance=steps, rows=count.rows, size=human_bytes(count.size))
+                self._bars.update(bar, advance=steps, amount=f"{count.rows:,} rows {human_bytes(count.size):>10}")
 
     def finish(self, target: str, table: str) -> None:
         """Take the table's bar away, and move the target's."""
         self._remove(target, table)
         self._bars.update(self._targets[target], advance=1)
 
+    def download(self, done: int, total: int | None) -> None:
+        """Move the download's bar; it only says how much where the whole is not known."""
+        if self._download is None:
+            self._download = self._bars.add_task("download", total=total, target="backup", amount="")
+        amount = human_bytes(done) + (f" of {human_bytes(total)}" if total is not None else "")
+        self._bars.update(self._download, completed=done, total=total, amount=amount)
+
+    def step(self, kind: str, name: str | None, targets: Sequence[str]) -> None:
+        """Print what concerns everything above the bars."""
+        if name is None and kind in _STEPS:
+            self.say(f"{', '.join(targets)}: {_STEPS[kind]}")
+
     def say(self, message: str) -> None:
         """Print the sentence above the bars."""
         self._bars.console.print(message, markup=False, highlight=False)
 
     def _bar(self, target: str, description: str, total: int) -> TaskID:
-        bar = self._bars.add_task(description, total=total, target=target, rows=0, size="")
+        bar = self._bars.add_task(description, total=total, target=target, amount="")
         self._counts[bar] = _Count()
         return bar
 
@@ -177,7 +229,8 @@ class ProgressBars:
 class TargetSummary:
     """What a bootstrap did for one target, which equals its part of the source past ``consistent_lsn``.
 
-    ``tables``, ``rows`` and ``size`` (bytes) count what this run copied; a run that resumed did not copy the rest
+    ``consistent_time`` is when the source was as it is there, in UTC by its own clock, where that is known. ``tables``,
+    ``rows`` and ``size`` (bytes) count what this run copied; a run that resumed did not copy the rest
     again.
     """
 
@@ -187,11 +240,13 @@ class TargetSummary:
     size: int
     seconds: float
     consistent_lsn: Lsn
+    consistent_time: datetime | None = None
 
     def __str__(self) -> str:
+        when = "" if self.consistent_time is None else f" ({self.consistent_time:%Y-%m-%d %H:%M:%S} UTC)"
         return (
             f"{self.target}: {_count(self.tables, 'table')}, {_count(self.rows, 'row')}, {human_bytes(self.size)} "
-            f"copied in {self.seconds:.1f} s; consistent from {self.consistent_lsn} on."
+            f"copied in {self.seconds:.1f} s; consistent from {self.consistent_lsn}{when} on."
         )
 
 

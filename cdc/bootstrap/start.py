@@ -7,16 +7,18 @@ snapshot of a temporary slot, while the permanent one stays where it is: such a 
 A slot that is there although no target has a position in it was created by a run that was killed before it could record
 that, if targets say that they were about to be loaded. Nobody relies on it then: it is dropped and another one created.
 If none says so, the slot is somebody else's, maybe that of another pipeline, and is left alone. A slot that targets do
-know is never dropped, and one that has vanished is never replaced (invariant 5).
+know is never dropped, and one that has vanished is never replaced (invariant 5): who relied on it is loaded anew.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID, uuid4
+
+import tenacity
 
 from cdc.config import Config
 from cdc.errors import ResyncNeeded, SetupError, SlotInUse, SourceUnavailable
@@ -27,7 +29,7 @@ from cdc.source import heartbeat, publication
 from cdc.source.catalog import SourceTable
 from cdc.source.connection import Connection, connect, place
 from cdc.source.replication import ReplicationConnection, System
-from cdc.source.slot import Slot, drop_slot, read_slot, refusal
+from cdc.source.slot import Slot, drop_slot, read_slot, read_slots, refusal
 from cdc.source.snapshot import Snapshot, exported_snapshot, read_past_start
 from cdc.source.stream_errors import BinaryRefused, StreamPoisoned
 from cdc.target.history import History, SourceHistory
@@ -41,6 +43,9 @@ runs holds it for longer, and the operator should hear of that soon."""
 
 _RELEASE_POLL_S = 0.1
 
+SNATCHED_S = 60.0
+"""How long a worker may keep a new slot that it was waiting for: it looks at its targets, one connection each."""
+
 
 @dataclass(frozen=True, slots=True)
 class SourceState:
@@ -49,28 +54,30 @@ class SourceState:
     system: System
     switch_points: Sequence[tuple[int, Lsn]]
     incarnation: UUID
-    slot: Slot | None
+    shared_slot: str
+    slots: Mapping[str, Slot]
 
-    def history(self, slot: str) -> History:
-        """The history that a target which is loaded now belongs to."""
-        return History(self.system.system_identifier, self.system.timeline, slot, self.incarnation)
+    def history(self) -> History:
+        """The history that a target which is loaded now belongs to; a lane's slot counts as the shared one."""
+        return History(self.system.system_identifier, self.system.timeline, self.shared_slot, self.incarnation)
 
     def for_comparison(self, slot: str) -> SourceHistory:
-        """The same as what a target's recorded history is compared with."""
+        """The same as what the recorded history of a target that streams from ``slot`` is compared with."""
+        found = self.slots.get(slot)
         return SourceHistory(
             system_identifier=self.system.system_identifier,
             timeline=self.system.timeline,
             switch_points=self.switch_points,
             wal_position=self.system.wal_position,
-            slot=slot,
-            confirmed_lsn=self.slot.confirmed_flush_lsn if self.slot else None,
-            slot_is_lost=self.slot is not None and self.slot.is_lost,
+            slot=self.shared_slot,
+            confirmed_lsn=found.confirmed_flush_lsn if found else None,
+            slot_is_lost=found is not None and found.is_lost,
             incarnation=self.incarnation,
         )
 
 
 async def read_source(config: Config, connection: Connection, application_name: str) -> SourceState:
-    """Read what the source is. Raises `SetupError` before ``cdc setup``, `SlotInUse` while a worker runs."""
+    """Read what the source is, and the slots of this pipeline. Raises `SetupError` before ``cdc setup``."""
     beat = await heartbeat.read(connection, config.pipeline)
     if beat is None:
         raise SetupError(
@@ -81,10 +88,12 @@ async def read_source(config: Config, connection: Connection, application_name: 
     async with await ReplicationConnection.open(dsn, application_name) as walsender:
         system = await walsender.identify_system()
         switch_points = await walsender.timeline_history(system.timeline)
-    return SourceState(system, switch_points, beat.incarnation, await _free_slot(connection, config.source.slot))
+    slots = {slot.name: slot for slot in await read_slots(connection, config.source.slot)}
+    return SourceState(system, switch_points, beat.incarnation, config.source.slot, slots)
 
 
-async def _free_slot(connection: Connection, name: str) -> Slot | None:
+async def free_slot(connection: Connection, name: str) -> Slot | None:
+    """The slot once nobody uses it; `None` where there is none. Raises `SlotInUse` when that does not happen."""
     slot = await read_slot(connection, name)
     try:
         async with asyncio.timeout(RELEASE_TIMEOUT_S):
@@ -94,7 +103,8 @@ async def _free_slot(connection: Connection, name: str) -> Slot | None:
     except TimeoutError:
         raise SlotInUse(
             f"the slot {name} is in use by process {slot.active_pid if slot else '?'} of the source: stop the worker "
-            f"(`cdc run`) before a bootstrap, and start it again afterwards"
+            f"(`cdc run`) before a bootstrap, and start it again afterwards. While it runs, `cdc resync TABLE` loads a "
+            f"table, and `cdc bootstrap --target NAME` a target that it does not stream to"
         ) from None
     return slot
 
@@ -131,18 +141,18 @@ async def require_published(
 async def settle_slot(
     config: Config,
     connection: Connection,
+    name: str,
     slot: Slot | None,
     *,
     is_known: bool,
     was_begun: bool,
     say: Callable[[str], None],
 ) -> bool:
-    """See what becomes of the slot; true when a permanent one has to be created.
+    """See what becomes of the slot called ``name``; true when it has to be created.
 
-    ``is_known``: some target has a position in it. ``was_begun``: some target says that it was about to be loaded.
-    Raises `ResyncNeeded` when a known slot is missing or lost, `SetupError` for one that is not ours.
+    ``is_known``: some target of this run has a position in it. ``was_begun``: some target says that it was about to be
+    loaded, or was. Raises `ResyncNeeded` when a known slot is missing or lost, `SetupError` for one that is not ours.
     """
-    name = config.source.slot
     if slot is None:
         if not is_known:
             return True
@@ -157,31 +167,34 @@ async def settle_slot(
         return False
     if problem is not None and not isinstance(problem, ResyncNeeded):
         raise problem
-    if not was_begun:
+    if problem is not None:
+        say(f"the slot {name} is lost, and nothing can be streamed from it any more; it is dropped and created again")
+    elif not was_begun:
         raise SetupError(
             f"the source has a slot {name} that no target of pipeline {config.pipeline!r} knows: it may belong to "
             f"another pipeline. Configure another slot name, or drop it if nobody needs it",
             sql=f"SELECT pg_drop_replication_slot({quote_literal(name)});",
         )
-    say(
-        f"the source has a slot {name} that no target has a position in: a bootstrap was interrupted before it could "
-        f"record it; it is dropped and created again"
-    )
+    else:
+        say(
+            f"the source has a slot {name} that no target has a position in: a bootstrap was interrupted before it "
+            f"could record it; it is dropped and created again"
+        )
     await drop_slot(connection, name)
     return True
 
 
 @asynccontextmanager
 async def permanent_snapshot(
-    config: Config, application_name: str, say: Callable[[str], None]
+    config: Config, slot: str, application_name: str, say: Callable[[str], None]
 ) -> AsyncIterator[Snapshot]:
-    """Create the permanent slot and yield the snapshot of its start, once it has proved that it can be decoded."""
-    dsn, slot = config.source.dsn.get_secret_value(), config.source.slot
+    """Create a permanent slot and yield the snapshot of its start, once it has proved that it can be decoded."""
+    dsn = config.source.dsn.get_secret_value()
     for _ in range(SLOT_TRIES):
         async with exported_snapshot(
             dsn, slot, temporary=False, application_name=application_name, failover=config.source.failover
         ) as snapshot:
-            if await _can_be_decoded(config, application_name):
+            if await _can_be_decoded(config, slot, application_name):
                 yield snapshot
                 return
         say(f"the new slot {slot} cannot be decoded (a table changed while it was created); another one is created")
@@ -193,10 +206,17 @@ async def permanent_snapshot(
     )
 
 
-async def _can_be_decoded(config: Config, application_name: str) -> bool:
-    dsn, slot = config.source.dsn.get_secret_value(), config.source.slot
+async def _can_be_decoded(config: Config, slot: str, application_name: str) -> bool:
+    dsn, names = config.source.dsn.get_secret_value(), config.source.publication_names
+    # A worker that waits for this very slot takes it for a moment, sees that its targets are being loaded, and lets go.
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception_type(SlotInUse),
+        wait=tenacity.wait_random(0.1, 0.5),
+        stop=tenacity.stop_after_delay(SNATCHED_S),
+        reraise=True,
+    )
     try:
-        await read_past_start(dsn, slot, config.source.publication_names, application_name=application_name)
+        await retrying(read_past_start, dsn, slot, names, application_name=application_name)
     except StreamPoisoned:
         return False
     except BinaryRefused:

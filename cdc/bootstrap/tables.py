@@ -20,11 +20,12 @@ from cdc.bootstrap.rounds import Work
 from cdc.bootstrap.targets import Loading
 from cdc.errors import SetupError, TableStopped, TargetUnavailable
 from cdc.lsn import Lsn
+from cdc.routing.route import Route
 from cdc.source.catalog import SourceTable
 from cdc.target.catalog import TargetTable, read_table, read_tables
 from cdc.target.schema import NewTable, add_primary_key, create_table, new_table
 from cdc.target.session import target_errors
-from cdc.target.table_state import mark_copying, mark_streaming
+from cdc.target.table_state import mark_copying, mark_overlap, mark_streaming
 
 T = TypeVar("T")
 
@@ -56,7 +57,7 @@ async def unwritable(
         if may_be_created and loading.config.follows and (table is None or loading.was_created_by_cdc(load)):
             continue
         try:
-            _plan(loading, load, table, sources)
+            plan(loading, load, table, sources)
         except TableStopped as problem:
             problems.append(problem)
     return problems
@@ -85,7 +86,7 @@ async def prepare(loading: Loading, load: Load, sources: Mapping[str, SourceTabl
     with target_errors("reading the catalog", session.where):
         table = await read_table(session.connection, load.schema, load.table)
     try:
-        return _plan(loading, load, table, sources)
+        return plan(loading, load, table, sources)
     except TableStopped as problem:
         raise SetupError(str(problem), sql=problem.sql, server=problem.server) from None
 
@@ -114,14 +115,35 @@ async def complete(
     await try_again(attempt)
 
 
+async def complete_restored(loading: Loading, job: Job, load: Load, sources: Mapping[str, SourceTable]) -> None:
+    """Build the primary key of a restored table that `cdc` created, and let the stream go over it (overlap mode)."""
+
+    async def attempt() -> None:
+        session = await job.session(loading.access)
+        with target_errors(f"completing table {load.name}", session.where):
+            async with session.connection.transaction():
+                if loading.was_created_by_cdc(load):
+                    await add_primary_key(session, new_table_of(load, sources))
+                for route in load.routes:
+                    await mark_overlap(session, loading.access.pipeline, route)
+                await hold_fence(session.connection, loading.access)
+
+    await try_again(attempt)
+
+
 def new_table_of(load: Load, sources: Mapping[str, SourceTable]) -> NewTable:
     """The table that a following target gets: it has the source's name, so one route leads to it."""
     (route,) = load.routes
-    source = sources[route.source_name]
+    return new_table_of_route(route, sources[route.source_name])
+
+
+def new_table_of_route(route: Route, source: SourceTable) -> NewTable:
+    """The table that a route of a following target asks for."""
     return new_table(route, source.relation, not_null=source.not_null, primary_key=source.primary_key)
 
 
-def _plan(loading: Loading, load: Load, table: TargetTable | None, sources: Mapping[str, SourceTable]) -> Work:
+def plan(loading: Loading, load: Load, table: TargetTable | None, sources: Mapping[str, SourceTable]) -> Work:
+    """How a load's rows get into its table. Raises `TableStopped` where they cannot, with the SQL that mends it."""
     copies = tuple(
         plan_copy(
             route,
@@ -144,7 +166,7 @@ async def _begin_anew(
     if table is None:
         return
     try:
-        _plan(loading, load, table, sources)
+        plan(loading, load, table, sources)
     except TableStopped:
         if loading.was_created_by_cdc(load):
             await connection.execute(f"DROP TABLE {table.sql_name}")

@@ -8,35 +8,49 @@ empty, because rows that we did not copy are not ours (invariant 9).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+from cdc.bootstrap.aims import Aim, Found
 from cdc.bootstrap.copying import TargetAccess
 from cdc.bootstrap.plan import Load, group_routes
+from cdc.bootstrap.start import SourceState
 from cdc.config import Config, TargetConfig, for_asyncpg
-from cdc.errors import SetupError, TargetUnavailable
+from cdc.errors import ResyncNeeded, SetupError, TargetUnavailable
 from cdc.routing.route import Route
+from cdc.source.slot import LANE_SEPARATOR
 from cdc.target import position, table_state
 from cdc.target.catalog import read_tables, tables_with_rows
-from cdc.target.history import SourceHistory, check_history
+from cdc.target.generation import generation_key
+from cdc.target.history import check_history
 from cdc.target.migrations import pending
-from cdc.target.position import Ownership
+from cdc.target.position import Ownership, TargetState
 from cdc.target.session import Session, connect, target_errors
 from cdc.target.table_state import TableState
 
 
 @dataclass(slots=True)
 class Loading:
-    """One target while this run owns it. ``states`` is by the source table's ``schema.table``."""
+    """One target while this run owns it. ``states`` is by the source table's ``schema.table``.
 
-    config: TargetConfig
+    Tasks that work side by side take ``turn`` before they use ``session``.
+    """
+
+    aim: Aim
     access: TargetAccess
     application_name: str
     session: Session
     ownership: Ownership
     routes: tuple[Route, ...]
     states: Mapping[str, TableState]
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def config(self) -> TargetConfig:
+        """What the configuration says of the target."""
+        return self.aim.routes.config
 
     @property
     def name(self) -> str:
@@ -48,13 +62,14 @@ class Loading:
         state = self.states.get(route.source_name)
         return state.state if state is not None and state.target_name == route.target_name else None
 
+    @property
+    def loads(self) -> tuple[Load, ...]:
+        """The tables that this target gets, each with the routes that fill it."""
+        return group_routes(self.routes)
+
     def remaining(self) -> list[Load]:
         """The loads that are not complete."""
-        return [
-            load
-            for load in group_routes(self.routes)
-            if any(self.state_of(route) in (None, "copying") for route in load.routes)
-        ]
+        return [load for load in self.loads if any(self.state_of(route) in (None, "copying") for route in load.routes)]
 
     def was_begun(self, load: Load) -> bool:
         """Whether what the load's table holds was copied by a run of ours."""
@@ -65,6 +80,20 @@ class Loading:
         return any(
             self.states[route.source_name].created_by_cdc for route in load.routes if self.state_of(route) is not None
         )
+
+    async def take_again(self) -> None:
+        """Become its owner again, after a lane of this run streamed into it."""
+        session = await self.ready()
+        self.ownership = await position.take(session, self.aim.key)
+        self.access = replace(self.access, fence=self.ownership.fence)
+        await self.read_states()
+
+    async def begin_anew(self) -> None:
+        """Forget how far a load that was interrupted had come: its slot is gone, so nothing joins it to the stream."""
+        session = await self.ready()
+        await position.forget_load(session, self.aim.key, self.access.fence)
+        self.ownership = replace(self.ownership, position=None, history=None)
+        await self.read_states()
 
     async def read_states(self) -> None:
         """Read again what is recorded of the tables."""
@@ -89,43 +118,84 @@ class Loading:
         await self.session.close()
 
 
-async def open_targets(
-    config: Config, routes: Mapping[str, tuple[Route, ...]], stack: AsyncExitStack
-) -> dict[str, Loading]:
-    """Connect to every target and take it; the connections are closed with ``stack``.
+async def find_targets(
+    config: Config, names: Sequence[str], source: SourceState, stack: AsyncExitStack
+) -> tuple[dict[str, Session], dict[str, Found]]:
+    """Connect to these targets and read what they say of themselves; the connections are closed with ``stack``.
 
-    Raises `SetupError` when a target is not set up, before any is taken.
+    Nothing is taken. Raises `SetupError` when a target is not set up.
     """
-    async with AsyncExitStack() as opening:
-        sessions: dict[str, Session] = {}
-        for name, target in config.targets.items():
-            session = await connect(
-                for_asyncpg(target.dsn.get_secret_value()), application_name=application_name(config), target=name
-            )
-            opening.push_async_callback(session.close)
-            sessions[name] = session
-            if await pending(session) or await position.read(session, config.pipeline) is None:
-                raise SetupError(
-                    f"{session.where} is not set up for pipeline {config.pipeline!r}: run `cdc setup` first"
-                )
-        loadings = {name: await _take(config, name, session, routes[name]) for name, session in sessions.items()}
-        opening.pop_all()
-    for loading in loadings.values():
-        stack.push_async_callback(loading.close)
-    return loadings
+    sessions: dict[str, Session] = {}
+    found: dict[str, Found] = {}
+    for name in names:
+        settings = config.targets[name]
+        dsn = for_asyncpg(settings.dsn.get_secret_value())
+        session = await connect(dsn, application_name=application_name(config), target=name)
+        stack.push_async_callback(session.close)
+        sessions[name] = session
+        present = None if await pending(session) else await position.read(session, config.pipeline)
+        if present is None:
+            raise SetupError(f"{session.where} is not set up for pipeline {config.pipeline!r}: run `cdc setup` first")
+        beside = await position.read(session, generation_key(config.pipeline))
+        found[name] = Found(settings, present, beside, _problem(session.where, name, present, source))
+    return sessions, found
 
 
-async def _take(config: Config, name: str, session: Session, routes: tuple[Route, ...]) -> Loading:
-    ownership = await position.take(session, config.pipeline)
-    dsn = for_asyncpg(config.targets[name].dsn.get_secret_value())
+def _problem(where: str, target: str, present: TargetState, source: SourceState) -> ResyncNeeded | None:
+    """Why a target that was loaded cannot go on from this source and its slot."""
+    if present.position is None or present.state == "loading":
+        return None
+    own = f"{source.shared_slot}{LANE_SEPARATOR}{target}"
+    slot = own if own in source.slots else source.shared_slot
+    return check_history(where, present.history, present.position, source.for_comparison(slot), target=target)
+
+
+async def take(config: Config, aim: Aim, session: Session, routes: Sequence[Route]) -> Loading:
+    """Become the owner of the generation that this run loads; the row of a second one is made where it is missing.
+
+    ``routes`` are the target's, as the configuration says them.
+    """
+    if aim.is_beside:
+        await position.register(session, aim.key, aim.target)
+    ownership = await position.take(session, aim.key)
+    dsn = for_asyncpg(config.targets[aim.target].dsn.get_secret_value())
     return Loading(
-        config=config.targets[name],
-        access=TargetAccess(name=name, dsn=dsn, pipeline=config.pipeline, fence=ownership.fence),
+        aim=aim,
+        access=TargetAccess(name=aim.target, dsn=dsn, pipeline=aim.key, fence=ownership.fence),
         application_name=application_name(config),
         session=session,
         ownership=ownership,
-        routes=routes,
-        states={state.source_name: state for state in await table_state.read(session, config.pipeline)},
+        routes=aim.routes.places(tuple(routes)),
+        states={state.source_name: state for state in await table_state.read(session, aim.key)},
+    )
+
+
+async def look(config: Config, aim: Aim, routes: Sequence[Route]) -> Loading:
+    """The same without taking it: for what needs no fence. On a session of its own, which the caller closes."""
+    dsn = for_asyncpg(config.targets[aim.target].dsn.get_secret_value())
+    session = await connect(dsn, application_name=application_name(config), target=aim.target)
+    state = await position.read(session, aim.key)
+    if state is None:
+        raise SetupError(f"{session.where} is not set up for pipeline {config.pipeline!r}: run `cdc setup` first")
+    ownership = Ownership(
+        aim.key,
+        state.target,
+        state.fence,
+        state.state,
+        state.position,
+        state.history,
+        state.cut_over_heartbeat,
+        state.consistent_at,
+        state.consistent_time,
+    )
+    return Loading(
+        aim=aim,
+        access=TargetAccess(name=aim.target, dsn=dsn, pipeline=aim.key, fence=state.fence),
+        application_name=application_name(config),
+        session=session,
+        ownership=ownership,
+        routes=aim.routes.places(tuple(routes)),
+        states={one.source_name: one for one in await table_state.read(session, aim.key)},
     )
 
 
@@ -134,16 +204,23 @@ def application_name(config: Config) -> str:
     return f"cdc bootstrap {config.pipeline}"
 
 
-def refuse_other_histories(loadings: Mapping[str, Loading], source: SourceHistory) -> None:
-    """Raise `ResyncNeeded` when a target that was loaded before cannot go on from this source and slot."""
-    for loading in loadings.values():
-        ownership = loading.ownership
-        if ownership.position is None:
-            continue
-        where = loading.session.where
-        problem = check_history(where, ownership.history, ownership.position, source, target=loading.name)
-        if problem is not None:
-            raise problem
+async def settle_history(loading: Loading, source: SourceState, say: Callable[[str], None]) -> None:
+    """See that what an interrupted run left can still be joined to the stream; otherwise it begins anew.
+
+    Raises `ResyncNeeded` for a target that was loaded to its end and cannot go on.
+    """
+    ownership = loading.ownership
+    if ownership.position is None:
+        return
+    history = source.for_comparison(loading.aim.slot)
+    where = loading.session.where
+    problem = check_history(where, ownership.history, ownership.position, history, target=loading.name)
+    if problem is None:
+        return
+    if ownership.state != "loading":
+        raise problem
+    say(f"{where}: what an interrupted run loaded cannot be joined to the stream any more, and is loaded again")
+    await loading.begin_anew()
 
 
 async def refuse_foreign_rows(loadings: Mapping[str, Loading]) -> None:

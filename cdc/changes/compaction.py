@@ -15,6 +15,10 @@ outcomes can then be applied set by set, in any order of the keys. What makes th
 
 A change that contradicts what the stretch knows (an insert of a key that is there) raises `Contradiction`: folding has
 no answer, replaying in the source's order has.
+
+In *overlap* the target may hold a change already, so the first change of a key says nothing about the row before, and
+nothing contradicts: the last word on a key counts. A row that is wholly known is an insert (which takes the place of a
+row that is there), one that is gone is a delete even if the stretch inserted it.
 """
 
 from __future__ import annotations
@@ -36,7 +40,8 @@ class Outcome:
     """What one stretch comes to: rows to insert, to update and to delete, every key at most once in all.
 
     ``updates`` are grouped by the places whose values are not known and stay as they are (`UNCHANGED`); ``()`` holds
-    the full ones. ``deletes`` are the key's fields.
+    the full ones. ``deletes`` are the key's fields. In overlap every row that is wholly known is among the ``inserts``,
+    whether the target has its key or not.
     """
 
     inserts: list[Fields] = field(default_factory=list)
@@ -62,11 +67,12 @@ class Compaction:
     """Folds the changes of one target table. Add them in the source's order; `finish` gives the stretches in order.
 
     ``keeps_rows`` says that a change of the key must keep the target's row (foreign keys refer to it, or it has columns
-    that the source does not know).
+    that the source does not know). ``overlap`` says that the target may hold the changes already.
     """
 
-    def __init__(self, *, keeps_rows: bool) -> None:
+    def __init__(self, *, keeps_rows: bool, overlap: bool = False) -> None:
         self._keeps_rows = keeps_rows
+        self._overlap = overlap
         self._finished: list[Stretch] = []
         self._rows: dict[Key, Fields | None] = {}  # the row to be; None: it is gone
         self._fresh: set[Key] = set()  # keys that did not exist before the stretch
@@ -99,12 +105,12 @@ class Compaction:
     def _insert(self, key: Key, fields: Fields) -> None:
         if key not in self._rows:
             self._fresh.add(key)
-        elif self._rows[key] is not None:
+        elif self._rows[key] is not None and not self._overlap:
             raise Contradiction
         self._rows[key] = fields
 
     def _delete(self, key: Key) -> None:
-        if key in self._rows and self._rows[key] is None:
+        if key in self._rows and self._rows[key] is None and not self._overlap:
             raise Contradiction
         self._rows[key] = None
 
@@ -123,7 +129,10 @@ class Compaction:
                 _require_key(reader, fields)
                 fields = _merge(rows.get(key), fields)
             if key in rows and rows[key] is None:
-                raise Contradiction
+                if not self._overlap:
+                    raise Contradiction
+                if UNCHANGED in fields:
+                    continue
             rows[key] = fields
 
     def _update_with_old_row(self, reader: RowReader, message: bytes) -> None:
@@ -132,14 +141,17 @@ class Compaction:
         _require_key(reader, new)
         old_key, new_key = reader.key_of(old), reader.key_of(new)
         known = self._rows.get(old_key)
-        if known is None and old_key in self._rows:
+        is_gone = known is None and old_key in self._rows
+        if is_gone and not self._overlap:
             raise Contradiction
         fields = _merge(known, new)
         if old_key == new_key:
-            self._rows[old_key] = fields
+            if not (is_gone and UNCHANGED in fields):
+                self._rows[old_key] = fields
         elif self._keeps_rows or UNCHANGED in fields:
             self._end_stretch()
-            self._finished.append(KeyChange(key_fields(old_key), new))
+            # In overlap the target's row of the new key may be the one to keep: it lacks what the stretch knew.
+            self._finished.append(KeyChange(key_fields(old_key), fields if self._overlap else new))
         else:
             self._delete(old_key)
             self._insert(new_key, fields)
@@ -148,9 +160,9 @@ class Compaction:
         outcome, fresh = Outcome(), self._fresh
         for key, fields in self._rows.items():
             if fields is None:
-                if key not in fresh:
+                if key not in fresh or self._overlap:
                     outcome.deletes.append(key_fields(key))
-            elif key in fresh:
+            elif key in fresh or (self._overlap and UNCHANGED not in fields):
                 outcome.inserts.append(fields)
             elif UNCHANGED in fields:
                 outcome.updates.setdefault(places_unchanged(fields), []).append(fields)

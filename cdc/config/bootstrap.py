@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, SecretStr, StringConstraints, field_validator
 
-from cdc.config.units import FROZEN, HttpAddress, Schedule
+from cdc.config.units import FROZEN, HookAddress, HttpAddress, Schedule
 
 
 class BootstrapConfig(BaseModel):
@@ -22,7 +22,7 @@ class BootstrapConfig(BaseModel):
     scalingo_api_token: SecretStr | None = None
     """API token of a collaborator of that application. ``SCALINGO_API_TOKEN`` is taken where nothing else gives it."""
 
-    scalingo_addon: str | None = None
+    scalingo_addon: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")] | None = None
     """Id of the addon (``ad-…``), where the application has several databases."""
 
     scalingo_region: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$")] = "osc-fr1"
@@ -37,6 +37,9 @@ class BootstrapConfig(BaseModel):
     scalingo_database_api_url: HttpAddress | None = None
     """The database API; ``https://db-api.<region>.scalingo.com/api`` unless given, and the place that Scalingo is
     moving it to where that one is gone."""
+
+    scalingo_database_token: Literal["addon", "user"] = "addon"
+    """Whose token the database API takes: the addon's, or the user's, as in the place that Scalingo is moving it to."""
 
     backup_timeout_s: float = Field(default=6 * 3600.0, gt=0)
     """Seconds that a new backup may take. A backup of Pix took an hour and a half."""
@@ -75,7 +78,16 @@ class BootstrapConfig(BaseModel):
     @field_validator("modes")
     @classmethod
     def _qualify(cls, modes: dict[str, str]) -> dict[str, str]:
-        return {name if "." in name else f"public.{name}": mode for name, mode in modes.items()}
+        qualified: dict[str, str] = {}
+        for name, mode in modes.items():
+            full = name if "." in name else f"public.{name}"
+            if not all(part.strip() for part in full.split(".", 1)):
+                raise ValueError(
+                    f'"{name}" is no table: write schema.table, or the name of a table of the schema public'
+                )
+            if qualified.setdefault(full, mode) != mode:
+                raise ValueError(f'gives two modes to "{full}": "{name}" is the same table')
+        return qualified
 
 
 class RefreshConfig(BaseModel):
@@ -93,8 +105,9 @@ class NotificationConfig(BaseModel):
 
     model_config = FROZEN
 
-    url: HttpAddress
-    """Where the POST goes."""
+    url: HookAddress
+    """Where the POST goes. Whoever knows it can call it, so it is shown without its query, and in logs only as a
+    host."""
 
     token: SecretStr | None = None
     """Sent as a bearer token."""

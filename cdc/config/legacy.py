@@ -27,39 +27,56 @@ _PLAIN = {
 """Variables whose text is the value of one key."""
 
 
-def fill_in(data: dict[str, Any], environ: Mapping[str, str], problems: dict[Key, str]) -> dict[str, Any]:
-    """``data`` with what it lacks taken from ``environ``. An unreadable variable is noted in ``problems``."""
+def fill_in(
+    data: dict[str, Any], environ: Mapping[str, str], problems: dict[Key, str]
+) -> tuple[dict[str, Any], dict[Key, str]]:
+    """``data`` with what it lacks taken from ``environ``, and for each key that was taken its variable.
+
+    An unreadable variable is noted in ``problems``.
+    """
     filled = {**data, "source": data.get("source", {}), "targets": data.get("targets", {})}
+    taken: dict[Key, str] = {}
+
+    def take(variable: str, key: Key, value: Any) -> None:
+        if _set_default(filled, key, value):
+            taken[key] = variable
+
     if url := environ.get("SOURCE_DATABASE_URL"):
-        _set_default(filled, ("source", "dsn"), url)
+        take("SOURCE_DATABASE_URL", ("source", "dsn"), url)
     targets = filled["targets"]
     if (url := environ.get("DATABASE_URL")) and isinstance(targets, dict) and len(targets) == 1:
-        _set_default(filled, ("targets", next(iter(targets)), "dsn"), url)
+        take("DATABASE_URL", ("targets", next(iter(targets)), "dsn"), url)
     for variable, key in _PLAIN.items():
         if value := environ.get(variable):
-            _set_default(filled, key, value)
-    if (value := environ.get("RESTORE_FK_CONSTRAINTS")) is not None:
-        _set_default(filled, ("bootstrap", "foreign_keys"), _is_true(value))
-    modes = _modes(environ, problems)
-    if modes:
-        _set_default(filled, ("bootstrap", "modes"), modes)
+            take(variable, key, value)
+    if value := environ.get("RESTORE_FK_CONSTRAINTS"):
+        take("RESTORE_FK_CONSTRAINTS", ("bootstrap", "foreign_keys"), _is_true(value))
+    modes, spoken = _modes(environ, problems)
+    if modes and _set_default(filled, ("bootstrap", "modes"), modes):
+        taken |= {("bootstrap", "modes", table): variable for table, variable in spoken.items()}
     if value := environ.get("NOTIFICATIONS"):
         notified = _json("NOTIFICATIONS", value, list, "a list of objects with url and token", problems)
-        if notified and "notifications" not in filled:
-            filled["notifications"] = notified
-    return filled
+        if notified:
+            take("NOTIFICATIONS", ("notifications",), notified)
+    return filled, taken
 
 
-def _modes(environ: Mapping[str, str], problems: dict[Key, str]) -> dict[str, Any]:
-    """What ``BACKUP_MODE`` says, or the two variables that it succeeded."""
+def _modes(environ: Mapping[str, str], problems: dict[Key, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What ``BACKUP_MODE`` says, or the two variables that it succeeded; and for each table the variable that spoke."""
     modes: dict[str, Any] = {}
+    spoken: dict[str, str] = {}
     if (value := environ.get("RESTORE_ANSWERS_AND_KES")) is not None and not _is_true(value):
         modes = dict.fromkeys(ANSWERS_AND_KES, "none")
+        spoken = dict.fromkeys(ANSWERS_AND_KES, "RESTORE_ANSWERS_AND_KES")
     if _is_true(environ.get("RESTORE_ANSWERS_AND_KES_INCREMENTALLY", "")):
         modes = dict.fromkeys(ANSWERS_AND_KES, "incremental")
+        spoken = dict.fromkeys(ANSWERS_AND_KES, "RESTORE_ANSWERS_AND_KES_INCREMENTALLY")
     if value := environ.get("BACKUP_MODE"):
-        modes |= _json("BACKUP_MODE", value, dict, 'an object, table to "incremental" or "none"', problems) or {}
-    return modes
+        given = _json("BACKUP_MODE", value, dict, 'an object, table to "incremental" or "none"', problems) or {}
+        # It wins over the older ones, which name their tables with the schema.
+        modes = {table: mode for table, mode in modes.items() if table.removeprefix("public.") not in given} | given
+        spoken |= dict.fromkeys(given, "BACKUP_MODE")
+    return modes, spoken
 
 
 def _json(variable: str, text: str, kind: type, what: str, problems: dict[Key, str]) -> Any:
@@ -77,13 +94,16 @@ def _is_true(value: str) -> bool:
     return value.strip().lower() == "true"
 
 
-def _set_default(data: dict[str, Any], key: Key, value: Any) -> None:
-    """Set a nested key that is not there. The tables on the way are copied, never changed."""
+def _set_default(data: dict[str, Any], key: Key, value: Any) -> bool:
+    """Set a nested key that is not there; whether it was set. The tables on the way are copied, never changed."""
     first, *rest = key
     if not rest:
-        data.setdefault(first, value)
-        return
+        if first in data:
+            return False
+        data[first] = value
+        return True
     inner = data.get(first, {})
-    if isinstance(inner, dict):
-        data[first] = dict(inner)
-        _set_default(data[first], tuple(rest), value)
+    if not isinstance(inner, dict):
+        return False
+    data[first] = dict(inner)
+    return _set_default(data[first], tuple(rest), value)

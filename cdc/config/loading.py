@@ -64,8 +64,8 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     from_file = _interpolate(document or {}, environ, (), problems)
     unreadable = set(problems)
     from_environment = _read_environment(environ, problems)
-    merged = fill_in(_merge(from_file, from_environment), environ, problems)
-    origin = _Origin(None if is_absent else file, from_file, from_environment, environ)
+    merged, from_the_old = fill_in(_merge(from_file, from_environment), environ, problems)
+    origin = _Origin(None if is_absent else file, from_file, from_environment, from_the_old, environ)
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
@@ -207,10 +207,21 @@ def _sentence(detail: ErrorDetails, key: Key, data: dict[str, Any]) -> str:
             f"did you mean {nearest[0]}?" if nearest else f"valid here: {', '.join(valid)}"
         )
     if detail["type"] == "missing":
-        legacy = {"source": "SOURCE_DATABASE_URL"}.get(key[0]) or (len(data["targets"]) == 1 and "DATABASE_URL")
-        return f"is missing: give it in the file or as {_variable(key)}" + (f" or {legacy}" if legacy else "")
+        match key:
+            case ("source", "dsn"):
+                return f"is missing: give it in the file or as {_variable(key)} or SOURCE_DATABASE_URL"
+            case ("targets", _, "dsn"):
+                legacy = " or DATABASE_URL" if len(data["targets"]) == 1 else ""
+                return f"is missing: give it in the file or as {_variable(key)}{legacy}"
+            case _:
+                return "is missing"
     if detail["type"] == "too_short" and key == ("targets",):
         return "is missing: give at least one target, as in [targets.internal]"
+    if detail["type"] == "literal_error":
+        valid = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
+        given = _value_at(data, key)
+        nearest = get_close_matches(given.lower(), valid, 1, 0.5) if isinstance(given, str) else []
+        return f"should be {detail['ctx']['expected']}" + (f"; did you mean {nearest[0]}?" if nearest else "")
     if detail["type"] == "string_pattern_mismatch":
         return f"does not match the pattern {detail['ctx']['pattern']}"
     if detail["type"] == "model_type" or detail["type"] == "dict_type":
@@ -222,18 +233,26 @@ class _Origin:
     """Says where a key was written: in which variable, or in the file."""
 
     def __init__(
-        self, file: Path | None, from_file: dict[str, Any], from_environment: dict[str, Any], environ: Mapping[str, str]
+        self,
+        file: Path | None,
+        from_file: dict[str, Any],
+        from_environment: dict[str, Any],
+        from_the_old: Mapping[Key, str],
+        environ: Mapping[str, str],
     ) -> None:
         self._file = file
         self._from_file = from_file
         self._from_environment = from_environment
+        self._from_the_old = from_the_old
         self._names = {name.upper() for name in environ}
 
     def of(self, key: Key) -> str:
-        if key[0] == "environment":
+        if key[:1] == ("environment",):
             return f"environment variable {key[1]}"
-        name = _dotted(key)
+        name = _dotted(key) or "the configuration"
         for length in range(len(key), 0, -1):
+            if key[:length] in self._from_the_old:
+                return f"{name} (environment variable {self._from_the_old[key[:length]]})"
             if _variable(key[:length]) in self._names and _has(self._from_environment, key[:length]):
                 return f"{name} (environment variable {_variable(key[:length])})"
         return name if self._file is None else f"{self._file}: {name}"
@@ -241,7 +260,7 @@ class _Origin:
     def hint(self, key: Key) -> str:
         """For a target that only the environment knows: the one of the file that was probably meant."""
         known = self._from_file.get("targets")
-        if key[0] != "targets" or len(key) < 2 or not isinstance(known, dict) or not known or key[1] in known:
+        if key[:1] != ("targets",) or len(key) < 2 or not isinstance(known, dict) or not known or key[1] in known:
             return ""
         nearest = get_close_matches(key[1], list(known), 1, 0.5)
         return f" ({self._file} has no target {key[1]}" + (f"; did you mean {nearest[0]}?)" if nearest else ")")
@@ -262,6 +281,12 @@ def _has(data: Any, key: Key) -> bool:
             return False
         data = data[step]
     return True
+
+
+def _value_at(data: Any, key: Key) -> Any:
+    for step in key:
+        data = data.get(step) if isinstance(data, dict) else None
+    return data
 
 
 def _variable(key: Key) -> str:

@@ -197,11 +197,14 @@ class TargetConfig(BaseModel):
         return self
 
     def without(self, tables: tuple[str, ...]) -> Self:
-        """The same target without some tables (``schema.table``), whichever way it asks for them."""
+        """The same target without some tables (``schema.table``), whichever way it asks for them.
+
+        Raises ``ValueError`` where none is left.
+        """
         named = {name: table for name, table in self.tables.items() if name not in tables}
         exclude = tuple(dict.fromkeys((*self.exclude, *tables)))
         if not named and not self.include:
-            raise ValueError("leaves a target without any table: bootstrap.modes leaves out all that it names")
+            raise ValueError("without any table: bootstrap.modes leaves out all that it names")
         return self.model_copy(update={"tables": named, "exclude": exclude})
 
     @property
@@ -339,7 +342,12 @@ class Config(BaseSettings):
         """Tables that are ``none`` are excluded everywhere, also where a target names them."""
         left_out = tuple(table for table, mode in self.bootstrap.modes.items() if mode == "none")
         if left_out:
-            targets = {name: target.without(left_out) for name, target in self.targets.items()}
+            targets: dict[str, TargetConfig] = {}
+            for name, target in self.targets.items():
+                try:
+                    targets[name] = target.without(left_out)
+                except ValueError as error:
+                    raise ValueError(f"leaves the target {name} {error}") from None
             # The model is frozen for everybody but its own validation.
             object.__setattr__(self, "targets", targets)
         return self

@@ -19,17 +19,19 @@ def as_toml(config: Config) -> str:
     data["bootstrap"].pop("scalingo_api_token", None)
     for notified in data["notifications"]:
         notified.pop("token", None)
-    blocks = [[f"{name} = {_value(value)}" for name, value in data.items() if not isinstance(value, dict)]]
+    blocks = [[f"{name} = {_value(value)}" for name, value in data.items() if not isinstance(value, dict | list)]]
     for name, section in data.items():
         if name == "targets":
-            blocks.extend(_section(f"targets.{target}", keys) for target, keys in section.items())
+            blocks.extend(_section(f"[targets.{target}]", keys) for target, keys in section.items())
+        elif name == "notifications":
+            blocks.extend(_section("[[notifications]]", keys) for keys in section)
         elif isinstance(section, dict):
-            blocks.append(_section(name, section))
+            blocks.append(_section(f"[{name}]", section))
     return "\n\n".join("\n".join(lines) for lines in blocks) + "\n"
 
 
 def _section(title: str, keys: dict[str, Any]) -> list[str]:
-    lines = [f"[{title}]"]
+    lines = [title]
     for name, value in keys.items():
         if name == "tables":
             lines.extend(f"tables.{_key(table)} = {_value(_short(wanted))}" for table, wanted in value.items())

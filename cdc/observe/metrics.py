@@ -59,6 +59,12 @@ class Metrics:
             self._lanes[target] = LaneMetrics(_Scope(self._instruments, self._pipeline, target))
         return self._lanes[target]
 
+    def end_lane(self, target: str) -> None:
+        """``target`` has no lane to itself any more: what was said of that lane and its slot is not exposed longer."""
+        lane = self._lanes.pop(target, None)
+        if lane is not None:
+            lane.close()
+
     def worker(self, *, version: str) -> None:
         """Say what runs, and show its memory from now on."""
         scope = _Scope(self._instruments, self._pipeline, ALL_TARGETS)
@@ -85,6 +91,8 @@ class TargetMetrics:
         self._queue_bytes = scope.gauge(names.QUEUE_BYTES)
         self._queue_full = scope.gauge(names.QUEUE_FULL)
         self._up = scope.gauge(names.TARGET_UP)
+        for outcome in ("done", "failed"):
+            scope.counter(names.REFRESHES, outcome)
         self._states = {state: scope.gauge(names.STATE, state) for state in STATES}
         self._stopped_tables = scope.gauge(names.STOPPED_TABLES)
         self._stopped: dict[str, str] = {}
@@ -155,6 +163,17 @@ class TargetMetrics:
         self._queue_bytes.set(size_bytes)
         self._queue_full.set(is_full)
 
+    def refreshed(self, view: str, *, duration_s: float) -> None:
+        """A materialized view (``schema.name``) of the target was refreshed."""
+        self._scope.counter(names.REFRESHES, "done").inc()
+        self._scope.gauge(names.REFRESH_DURATION_SECONDS, view).set(duration_s)
+        self._scope.gauge(names.REFRESH_TIMESTAMP_SECONDS, view).set_to_current_time()
+
+    def refresh_failed(self, error: BaseException) -> None:
+        """A materialized view was not refreshed; only the kind of error is kept."""
+        self._scope.counter(names.REFRESHES, "failed").inc()
+        self.error(error)
+
     def table_stopped(self, table: str, reason: str) -> None:
         """A source table (``schema.table``) is stopped here; ``reason`` is a class of reasons in one word."""
         self.table_resumed(table)
@@ -192,6 +211,7 @@ class LaneMetrics:
         self._received_messages = scope.counter(names.RECEIVED_MESSAGES)
         self._heartbeats = scope.counter(names.HEARTBEATS)
         self._trouble = _Trouble(scope)
+        self._slots: set[str] = set()
 
     def up(self, is_up: bool) -> None:
         """Whether the stream is being received."""
@@ -221,6 +241,7 @@ class LaneMetrics:
         confirmed_flush_lsn: int | None,
     ) -> None:
         """What ``pg_replication_slots`` says of a slot; a number that the server does not give is not exposed."""
+        self._slots.add(name)
         self._scope.gauge(names.SLOT_ACTIVE, name).set(active)
         for metric, value in (
             (names.SLOT_RETAINED_BYTES, retained_bytes),
@@ -241,6 +262,19 @@ class LaneMetrics:
             self._scope.remove(metric, name)
         for status in WAL_STATUSES:
             self._scope.remove(names.SLOT_WAL_STATUS, name, status)
+
+    def forget_slot(self, name: str) -> None:
+        """The slot does not exist any more, as it should be: nothing is exposed about it."""
+        self.slot_gone(name)
+        self._scope.remove(names.SLOT_ACTIVE, name)
+        self._slots.discard(name)
+
+    def close(self) -> None:
+        """The lane is over. What went wrong in it stays counted: its target shares these counters."""
+        for name in list(self._slots):
+            self.forget_slot(name)
+        for metric in _OF_A_LANE:
+            self._scope.remove(metric)
 
     def error(self, error: BaseException) -> None:
         """Something went wrong between the source and the worker."""
@@ -270,6 +304,14 @@ def resident_memory_bytes() -> float:
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return float(pages * resource.getpagesize())
 
+
+_OF_A_LANE = (
+    names.SOURCE_UP,
+    names.RECEIVED_BYTES,
+    names.RECEIVED_MESSAGES,
+    names.HEARTBEATS,
+    names.SOURCE_POSITION_BYTES,
+)
 
 _ROW_KINDS = ("insert", "update", "delete", "truncate")
 

@@ -124,6 +124,26 @@ TABLE_STOPPED = Metric(
     labels=("table", "reason"),
 )
 
+# What is refreshed
+REFRESHES = Metric(
+    "cdc_refreshes_total",
+    MetricKind.COUNTER,
+    "Refreshes of materialized views on the target; outcome is done or failed.",
+    labels=("outcome",),
+)
+REFRESH_DURATION_SECONDS = Metric(
+    "cdc_refresh_duration_seconds",
+    MetricKind.GAUGE,
+    "How long the last refresh of a materialized view took that succeeded.",
+    labels=("view",),
+)
+REFRESH_TIMESTAMP_SECONDS = Metric(
+    "cdc_refresh_timestamp_seconds",
+    MetricKind.GAUGE,
+    "When a materialized view was last refreshed by this worker (Unix time, the worker's clock).",
+    labels=("view",),
+)
+
 # The source
 SOURCE_POSITION_BYTES = Metric(
     "cdc_source_position_bytes", MetricKind.GAUGE, "The end of the source's WAL, as the worker last heard of it."

@@ -67,7 +67,7 @@ def build_all_routes(config: Config, tables: Mapping[str, Sequence[str]]) -> dic
     routes: dict[str, tuple[Route, ...]] = {}
     ours = {table: columns for table, columns in tables.items() if not is_reserved(split(table)[0])}
     problems = [
-        _unknown_table(f'bootstrap.modes."{table}"', table, ours)
+        _unknown_table(f'bootstrap.modes."{table}" (or BACKUP_MODE)', table, ours)
         for table in config.bootstrap.modes
         if table not in ours
     ]

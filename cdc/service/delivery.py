@@ -9,46 +9,52 @@ The life of a `Delivery` inside one stream of its lane::
 What it promises: a batch leaves its memory only when the commit that holds it is durable; `acknowledgeable` never
 passes what this target, or one of its stopped tables, still needs. A target that fails keeps nobody waiting for ever:
 the lane goes on without it (`set_aside`), and is asked to start its stream anew when the target is back.
+
+A bootstrap that streams has a `Delivery` of its own with ``loads=True``, for the generation that it loads; the target
+stays marked as being loaded until the bootstrap says otherwise. All others leave a target alone that is being loaded:
+they wait until it is not, and hold the acknowledgement meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from typing import TypeVar
 
 import structlog
 
-from cdc.changes.column_origin import ColumnOrigin
 from cdc.changes.relation import Relation
 from cdc.changes.transaction import Part
-from cdc.config import Config, for_asyncpg
+from cdc.config import Config
 from cdc.errors import (
     BatchRejected,
     CdcError,
     FenceLost,
     ProtocolError,
     ResyncNeeded,
-    SourceUnavailable,
     TableStopped,
+    TargetLoading,
     TerminalError,
     TransientError,
 )
 from cdc.lsn import Lsn
 from cdc.observe.metrics import TargetMetrics
-from cdc.routing.router import route_of
+from cdc.routing.target_routes import TargetRoutes
+from cdc.service import access
+from cdc.service.health import Health
 from cdc.service.heartbeats import Heartbeats
 from cdc.service.owned_target import OwnedTarget
 from cdc.service.queue import PartQueue
+from cdc.service.requests import Requests
+from cdc.service.resyncing import Resyncing
 from cdc.service.retry import Backoff, until_done
-from cdc.service.stops import Stops
-from cdc.service.taking import say_if_lost, take
-from cdc.source.catalog import read_origins
-from cdc.source.connection import connect as connect_source
-from cdc.target import migrations, position
+from cdc.service.stops import Stop, Stops
+from cdc.service.taking import take
 from cdc.target.history import SourceHistory
-from cdc.target.session import Session, connect
 
 _log = structlog.get_logger(__name__)
 
@@ -57,8 +63,7 @@ IDLE_ADVANCE_S = 3.0
 then the slot keeps that WAL; oftener would cost every idle target a commit for nothing (invariant 3)."""
 
 
-ASK_SOURCE_S = 5.0
-"""How long the source may take to say how a new column came to be: a batch waits for it, and the answer is a help."""
+T = TypeVar("T")
 
 
 class _PartsLost(TransientError):
@@ -68,16 +73,32 @@ class _PartsLost(TransientError):
 class Delivery:
     """Everything between the lane and one target. `run` is one stream's worth of it; the object outlives streams."""
 
-    def __init__(self, name: str, config: Config, *, metrics: TargetMetrics, heartbeats: Heartbeats) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        *,
+        key: str | None = None,
+        routes: TargetRoutes | None = None,
+        loads: bool = False,
+        metrics: TargetMetrics,
+        heartbeats: Heartbeats,
+    ) -> None:
+        """``name`` is the target's in the configuration.
+
+        ``key`` is the row of ``cdc.target`` that says where the generation stands, ``routes`` where its tables are:
+        left out, those of the tables that the target's readers see. ``loads`` is said by the bootstrap that loads it.
+        """
         self.name = name
         self.metrics = metrics
-        self.state = "new"
-        self.trouble: str | None = None
-        self.is_taken = False
+        self.health = Health(name, metrics)
         self.is_aside = False
-        self._was_taken = False
+        self.consistent_at: Lsn | None = None
+        self.consistent_time: datetime | None = None
         self._config = config
-        self._target = config.targets[name]
+        self._key = key if key is not None else config.pipeline
+        self._generation = routes if routes is not None else TargetRoutes(config.targets[name])
+        self._loads = loads
         self._heartbeats = heartbeats
         self._stops = Stops()
         self._backoff = Backoff()
@@ -90,6 +111,9 @@ class Delivery:
         self._oids: frozenset[int] | None = None
         self._restart_pause_s: Callable[[], float] = _no_pause
         self._on_durable: Callable[[], None] = _nothing
+        self._restart: Callable[[str], None] = _say_nothing
+        self._requests = Requests()
+        self.resyncing = Resyncing(self, config, self._key, is_idle=loads)
         self._new_queue()
 
     # --- the lane's side
@@ -110,27 +134,30 @@ class Delivery:
     @property
     def holds_acknowledgement(self) -> bool:
         """Whether the slot has to wait for this target. One that can only be loaded again needs nothing from it."""
-        return self.state != "needs resync"
+        return self.health.state != "needs resync"
+
+    async def can_be_served(self) -> bool:
+        """Whether the stream would be of use, seen without taking the target: not before it has been loaded."""
+        return self._loads or not await access.waits_for_load(self._config, self.name, self._key)
 
     @property
     def is_inside_large_transaction(self) -> bool:
         """Whether parts of a transaction are applied that would have to be read again if the stream ended."""
-        return self._has_lost_parts and self.is_taken
+        return self._has_lost_parts and self.health.is_taken
 
     def begin(self) -> None:
         """Another stream of the lane starts: nothing is waiting yet, and nothing about the target is known."""
         self._new_queue()
         self._wanted = {}
-        if self.state == "needs resync":
-            self.state = "new"  # it may have been loaded again meanwhile
+        self.health.begin()
         self._closing.clear()
         self._batch = []
-        self._has_lost_parts = self.is_aside = self.is_taken = False
+        self._has_lost_parts = self.is_aside = False
         self._position = self._acknowledgeable = None
 
     def offer(self, part: Part) -> None:
         """Queue a part if this target wants anything of it; otherwise only note that it went by."""
-        if self.is_aside or self.state == "needs resync":
+        if self.is_aside or self.health.state == "needs resync":
             return
         if part.is_first and part.is_last and not self._wants(part):
             assert part.end_lsn is not None
@@ -160,11 +187,46 @@ class Delivery:
         """Whether the relation goes to this target; asked for every transaction, so remembered."""
         wanted = self._wanted.get(relation)
         if wanted is None:
-            wanted = route_of(self._target, relation.schema, relation.name) is not None
+            wanted = self._generation.route_of(relation.schema, relation.name) is not None
             # A table that was loaded and has another name now is of interest; before the target is taken, any may be.
             wanted |= self._oids is None or relation.oid in self._oids
             self._wanted[relation] = wanted
         return wanted
+
+    # --- the side of whoever owns the delivery
+
+    @property
+    def stops(self) -> Mapping[str, Stop]:
+        """The tables (``schema.table`` at the source) that have stopped alone, with the reason and what mends it."""
+        return dict(self._stops.current)
+
+    async def changed(self) -> None:
+        """Wait until the target's state or position moves: then look again at what you wait for."""
+        await self.health.changed()
+
+    async def between_batches(self, work: Callable[[OwnedTarget], Awaitable[T]]) -> T:
+        """Let ``work`` use the target's session and fence between two batches; returns what it returns.
+
+        It waits until the target is taken. An error of ``work`` is raised here, and the target is taken anew: what the
+        session holds is not known then.
+        """
+        result = self._requests.put(work)
+        self.queue.wake()
+        return await result
+
+    async def give_up(self, tables: Sequence[str]) -> None:
+        """Leave tables (``schema.table`` at the source) out of the stream from now on; durable when it returns.
+
+        For tables that a backup's rows and the stream cannot make whole: they are recorded as ``copying``, which a copy
+        of the live table ends, and hold the acknowledgement no longer. A lane that begins its next stream after the
+        copy takes them from their snapshot on; what is copied while a lane runs has to wait for that (the slot must not
+        have moved past the snapshot, so end the lane before you take one).
+        """
+        await self.between_batches(lambda owned: owned.give_up(tables))
+
+    def restart_stream(self, reason: str) -> None:
+        """Let the lane start its stream anew: a table of this target needs what the slot still has."""
+        self._restart(reason)
 
     # --- the target's side
 
@@ -185,85 +247,60 @@ class Delivery:
         """
         self._on_durable = on_durable
         self._restart_pause_s = restart_pause_s
+        self._restart = restart
 
         async def serve() -> None:
             try:
                 await self._serve(history(), restart)
             except (FenceLost, ProtocolError) as error:
-                self._note(error)
+                self.health.failed(error)
                 for_the_lane.append(error)
             except ResyncNeeded as error:
-                self._note(error)
+                self.health.failed(error)
                 self.queue.clear()
                 on_durable()
 
         for_the_lane: list[CdcError] = []
-        await until_done(serve, backoff=self._backoff, on_failure=self._failed, stop=self._closing)
+        async with asyncio.TaskGroup() as tasks:
+            resyncing = tasks.create_task(self.resyncing.run())
+            await until_done(serve, backoff=self._backoff, on_failure=self._failed, stop=self._closing)
+            resyncing.cancel()
         if for_the_lane:
             raise for_the_lane[0]
 
     def _failed(self, error: CdcError, wait_s: float) -> None:
-        self._note(error)
-        self.metrics.retried()
-        _log.warning("target failed", target=self.name, reason=str(error), sql=error.sql, again_in_s=round(wait_s, 1))
-
-    def _note(self, error: CdcError) -> None:
-        if isinstance(error, ResyncNeeded):
-            self.state = "needs resync"
-            _log.error("target needs a resync", target=self.name, reason=str(error))
-        else:
-            self.state = "stopped" if isinstance(error, TerminalError) else "retrying"
-        self.trouble = str(error)
-        self.is_taken = False
-        self.metrics.error(error)
-        self.metrics.state(self.state)
-        self.metrics.up(False)
+        self.health.failed(error, wait_s)
+        if isinstance(error, TargetLoading):
+            if not self.is_aside:
+                self.set_aside(str(error))
+            self._on_durable()
 
     async def compare(self, history: SourceHistory) -> bool:
         """Say in the target that it needs a resync, if it does: the slot is one that nobody can stream from.
 
-        A target that cannot be asked is asked the next time. Returns whether it may ever have been loaded.
+        Returns whether it may ever have been loaded.
         """
-        try:
-            session = await self._connect()
-        except CdcError:
-            return True
-        try:
-            if len(await migrations.pending(session)) == len(migrations.known()):
-                return False
-            refusal = await say_if_lost(session, self._config.pipeline, history)
-            state = await position.read(session, self._config.pipeline)
-        except CdcError:
-            return True
-        finally:
-            await session.close()
+        refusal, was_loaded = await access.compare(self._config, self.name, self._key, history)
         if refusal is not None:
-            self._note(refusal)
-        return state is not None and state.position is not None
-
-    async def _connect(self) -> Session:
-        return await connect(
-            for_asyncpg(self._target.dsn.get_secret_value()),
-            application_name=f"cdc {self._config.pipeline}",
-            target=self.name,
-            lock_timeout_ms=int(self._config.worker.lock_timeout_s * 1000),
-            timeout_s=self._config.worker.connect_timeout_s,
-        )
+            self.health.failed(refusal)
+        return was_loaded
 
     async def _serve(self, history: SourceHistory, restart: Callable[[str], None]) -> None:
         """One session: take the target, then apply until closed, aside and done, or failed."""
-        session = await self._connect()
+        session = await access.open_session(self._config, self.name)
         try:
             owned = await take(
                 session,
-                self._config.pipeline,
-                self._target,
+                self._key,
+                self._generation,
                 history,
+                loads=self._loads,
                 stops=self._stops,
                 metrics=self.metrics,
                 heartbeats=self._heartbeats,
             )
-            owned.planning.read_origins = self._read_origins
+            await self.resyncing.attach(owned)
+            owned.planning.read_origins = partial(access.read_origins, self._config.source)
             self._oids = owned.planning.oids
             self._wanted.clear()
             self._batch = [part for part in self._batch if not owned.positions.skips_all(part)]
@@ -277,37 +314,25 @@ class Delivery:
                 if not isinstance(error, FenceLost):
                     await self._record(owned, error)
                 raise
+            finally:
+                if owned.tracking is not None:
+                    owned.tracking.lose("the target was taken anew")
         finally:
             await session.close()
 
-    async def _read_origins(self, relation: Relation) -> Mapping[str, ColumnOrigin]:
-        """How the source says that the columns of a relation came to be: asked once for a table that stops."""
-        source = self._config.source
-        try:
-            async with (
-                asyncio.timeout(ASK_SOURCE_S),
-                await connect_source(
-                    source.dsn.get_secret_value(), application_name=f"{source.application_name} catalog"
-                ) as connection,
-            ):
-                return (await read_origins(connection, [relation.oid])).get(relation.oid, {})
-        except TimeoutError:
-            raise SourceUnavailable(f"the source does not answer within {ASK_SOURCE_S:g} seconds") from None
-
     async def _record(self, owned: OwnedTarget, error: CdcError) -> None:
         """Say in the target what went wrong, where that is possible: ``cdc status`` reads it there."""
+        state = "stopped" if isinstance(error, TerminalError) else "streaming"
         with suppress(CdcError):
-            await owned.record_state("stopped" if isinstance(error, TerminalError) else "streaming", str(error))
+            await owned.record_state("loading" if self._loads else state, str(error))
 
     async def _apply_until_closed(self, owned: OwnedTarget, restart: Callable[[str], None]) -> None:
-        self.is_taken = True
-        self.state, self.trouble = "streaming", None
-        self.metrics.up(True)
-        if self._was_taken:
-            self.metrics.reconnected()
-        self._was_taken = True
+        self.health.taken()
         idle_since = time.monotonic()
         while True:
+            if self._requests:
+                await self._requests.answer(owned)
+                self._moved(owned)
             self._take_batch(owned)
             self.metrics.queue(self.queue.size, is_full=self.queue.full)
             if self._batch:
@@ -315,7 +340,7 @@ class Delivery:
                 self._moved(owned)
                 if self._batch or (len(self.queue) and self._stops.next_due_in_s() != 0):
                     continue
-            self.metrics.state(self.state)
+            self.metrics.state(self.health.state)
             if self.is_aside:
                 restart(f"target {self.name} is back")
                 return
@@ -331,7 +356,8 @@ class Delivery:
             if resumed:
                 restart(f"tried again at target {self.name}: {', '.join(resumed)}")
                 return
-            await self.queue.wait_for_news(self._patience_s(owned, idle_since))
+            if not self._requests:
+                await self.queue.wait_for_news(self._patience_s(owned, idle_since))
 
     def _patience_s(self, owned: OwnedTarget, idle_since: float) -> float | None:
         """How long nothing has to be done unless something arrives."""
@@ -346,6 +372,10 @@ class Delivery:
         while not self._batch and len(self.queue) and not self._closing.is_set():
             taken = self.queue.take(self._config.worker.max_batch_bytes)
             self._batch = [part for part in taken if not owned.positions.skips_all(part)]
+        ends = next((index for index, part in enumerate(self._batch, 1) if owned.ends_batch(part)), None)
+        if ends is not None:
+            self.queue.put_back(self._batch[ends:])
+            self._batch = self._batch[:ends]
 
     async def _apply(self, owned: OwnedTarget) -> None:
         """Make the batch durable. Tables that cannot take it are stopped alone, where that is allowed."""
@@ -362,7 +392,7 @@ class Delivery:
             await self._reject(owned, error)
 
     async def _reject(self, owned: OwnedTarget, error: TableStopped | BatchRejected) -> None:
-        if isinstance(error, TableStopped) or self._target.on_error == "quarantine_table":
+        if isinstance(error, TableStopped) or self._generation.config.on_error == "quarantine_table":
             table, commit_lsn = error.source_table, error.commit_lsn
             assert table is not None  # the applier names both
             assert commit_lsn is not None
@@ -398,12 +428,18 @@ class Delivery:
     def _moved(self, owned: OwnedTarget) -> None:
         self._position = owned.position
         self._acknowledgeable = owned.positions.acknowledgeable
+        self.consistent_at, self.consistent_time = owned.consistent_at, owned.consistent_time
         self._on_durable()
+        self.health.tell()
 
 
 def _no_pause() -> float:
     """Before the first stream there is nothing to spare."""
     return 0.0
+
+
+def _say_nothing(_reason: str) -> None:
+    """Before the first stream there is none to start anew."""
 
 
 def _nothing() -> None:

@@ -15,11 +15,12 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from cdc.errors import CdcError
+from cdc.changes.transaction import Part
+from cdc.errors import CdcError, ProtocolError
 from cdc.observe.metrics import LaneMetrics
 from cdc.service.retry import Backoff, until_done
 from cdc.source.connection import connect
-from cdc.source.heartbeat import beat
+from cdc.source.heartbeat import PREFIX, Heartbeat, beat, parse
 
 _log = structlog.get_logger(__name__)
 
@@ -28,9 +29,10 @@ REMEMBERED = 4096
 
 
 class Heartbeats:
-    """The heartbeats that this worker has written, and when."""
+    """The heartbeats that this worker has written, and when. Who writes them holds ``turn``."""
 
     def __init__(self) -> None:
+        self.turn = asyncio.Lock()
         self._written: OrderedDict[int, float] = OrderedDict()
         self._source_epoch: datetime | None = None
 
@@ -56,12 +58,28 @@ class Heartbeats:
         return None if at is None else time.monotonic() - at
 
 
+def heartbeat_in(part: Part, pipeline: str) -> Heartbeat | None:
+    """The last heartbeat of this pipeline that the part holds."""
+    for mark in reversed(part.marks):
+        if mark.prefix == PREFIX:
+            try:
+                found = parse(mark.content)
+            except ProtocolError as error:
+                # Anybody at the source may emit a message with this prefix: it is no heartbeat, and no more.
+                _log.warning("not a heartbeat", reason=str(error), lsn=str(mark.lsn))
+                continue
+            if found.pipeline == pipeline:
+                return found
+    return None
+
+
 async def write_heartbeats(
     dsn: str, *, pipeline: str, application_name: str, interval_s: float, heartbeats: Heartbeats, metrics: LaneMetrics
 ) -> None:
     """Write a heartbeat every ``interval_s`` seconds, for ever; a source that is away is tried again.
 
-    A heartbeat that fails harms nothing but the measurement, so no error leaves this function.
+    Of the lanes of one process that call this at the same time, one writes, and another one when that ends. A heartbeat
+    that fails harms nothing but the measurement, so no error leaves this function.
     """
     backoff = Backoff()
 
@@ -78,4 +96,5 @@ async def write_heartbeats(
         metrics.error(error)
         _log.warning("heartbeat failed", reason=str(error), sql=error.sql, again_in_s=round(wait_s, 1))
 
-    await until_done(write, backoff=backoff, on_failure=tell, stop=asyncio.Event())
+    async with heartbeats.turn:
+        await until_done(write, backoff=backoff, on_failure=tell, stop=asyncio.Event())

@@ -17,6 +17,10 @@ applied or acknowledged.
 A stream ends when the worker stops, when the connection is lost, when another worker took a target, or when a delivery
 asks for it (a target or a table has come back and needs what the slot still has). However it ends, each delivery
 finishes or rolls back its batch first, and what is durable is confirmed if the source still listens.
+
+A lane keeps its slot only while it can do something for one of its targets. When all of them wait for a bootstrap, the
+stream ends, so that the bootstrap gets the slot; from then on the lane looks at the targets before it takes the slot
+again.
 """
 
 from __future__ import annotations
@@ -24,28 +28,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
-from cdc.changes.accumulator import Accumulator, UnknownTypes
 from cdc.config import Config
-from cdc.errors import CdcError, ResyncNeeded, SetupError, SlotInUse, SourceUnavailable
-from cdc.lsn import INVALID_LSN, Lsn
+from cdc.errors import (
+    CdcError,
+    ResyncNeeded,
+    SetupError,
+    SlotInUse,
+    SourceUnavailable,
+    TargetLoading,
+)
+from cdc.lsn import Lsn
 from cdc.observe.metrics import LaneMetrics
 from cdc.observe.remedies import LOAD_ALL_AGAIN
-from cdc.pgoutput.framing import Keepalive, split_frames
+from cdc.service.acknowledgement import Acknowledgement
 from cdc.service.delivery import Delivery
 from cdc.service.heartbeats import Heartbeats, write_heartbeats
+from cdc.service.histories import read_history, read_system
+from cdc.service.receiving import receive
 from cdc.service.retry import Backoff, until_done
-from cdc.source.catalog import describe_types
 from cdc.source.clock import read_clock
 from cdc.source.connection import Connection, connect
-from cdc.source.heartbeat import read as read_heartbeat
-from cdc.source.replication import BinaryRefused, ReplicationConnection, System
-from cdc.source.slot import Slot, read_slot
+from cdc.source.replication import BinaryRefused, ReplicationConnection
+from cdc.source.slot import Slot, read_slot, read_slots
 from cdc.target.history import SourceHistory
 
 _log = structlog.get_logger(__name__)
@@ -65,35 +75,73 @@ class StreamEnded(Exception):
     """The stream is to be started anew; no error. Holds the reason as a sentence."""
 
 
+Assign = Callable[[Sequence[Slot]], Awaitable[Sequence[Delivery]]]
+"""Which deliveries take part in the next stream, by the slots of the pipeline that the source has at this moment."""
+
+Watch = Callable[[Sequence[Slot]], None]
+"""Is told the pipeline's slots, every `SLOT_WATCH_S` seconds of a stream."""
+
+
 class Lane:
-    """One slot and the deliveries that share it. `run` is its whole life."""
+    """One slot and the deliveries that share it. `run` is its whole life.
+
+    ``slot`` is the name of the slot; left out, the one that the targets share. ``name`` is what `/readyz` calls it.
+    ``assign``, where it is given, says before each stream which deliveries it has. A lane that ``ends_with_slot`` is
+    over when its slot does not exist any more (``is_gone``): its target is served elsewhere.
+    """
 
     def __init__(
         self,
         config: Config,
-        deliveries: Sequence[Delivery],
+        deliveries: Sequence[Delivery] = (),
         *,
+        slot: str | None = None,
+        name: str = "source",
+        assign: Assign | None = None,
+        watch: Watch | None = None,
+        ends_with_slot: bool = False,
         heartbeats: Heartbeats,
         metrics: LaneMetrics,
         stop: asyncio.Event,
     ) -> None:
         self._config = config
         self._source = config.source
+        self._slot = slot if slot is not None else config.source.slot
         self._deliveries = deliveries
+        self._assign = assign
+        self._on_watch = watch
+        self._ends_with_slot = ends_with_slot
         self._heartbeats = heartbeats
         self._metrics = metrics
         self._stop = stop
         self._binary = True
         self._backoff = Backoff()
+        self._unserved = Backoff()
         self._ended = asyncio.Event()
         self._why: BaseException | None = None
         self._progress = asyncio.Event()
+        self._nudge = asyncio.Event()
+        self._is_wanted = True
+        self._kept_for: set[str] = set()
         self._began = 0.0
-        self._received = INVALID_LSN
-        self._confirmed = INVALID_LSN
-        self.name = "source"
+        self._acknowledgement = Acknowledgement()
+        self.name = name
+        self.streams = 0
+        self.sender_pid: int | None = None
         self.is_streaming = False
+        self.is_gone = False
+        self.error: CdcError | None = None
         self.trouble: str | None = "starting"
+
+    @property
+    def deliveries(self) -> Sequence[Delivery]:
+        """Those of this stream, or of the last one."""
+        return self._deliveries
+
+    @property
+    def confirmed(self) -> Lsn:
+        """What the slot has been told to be durable everywhere."""
+        return self._acknowledgement.confirmed
 
     async def run(self) -> None:
         """Stream until ``stop`` is set; whatever happens meanwhile is logged, counted and tried again."""
@@ -104,7 +152,7 @@ class Lane:
             stopping.cancel()
 
     async def _stream_until_stopped(self) -> None:
-        while not self._stop.is_set():
+        while not self._stop.is_set() and not self.is_gone:
             await until_done(self._stream_once, backoff=self._backoff, on_failure=self._failed, stop=self._stop)
 
     async def _stop_waiting(self, streams: asyncio.Task[None]) -> None:
@@ -116,6 +164,7 @@ class Lane:
     def restart(self, reason: str) -> None:
         """End this stream in good order and begin another: somebody needs what the slot still has."""
         self._end(StreamEnded(reason))
+        self._nudge.set()
 
     def restart_pause_s(self) -> float:
         """For how long not to start the stream anew for the sake of one stopped table.
@@ -124,18 +173,80 @@ class Lane:
         reading again shall never take more than a third of the time.
         """
         positions = [delivery.position for delivery in self._deliveries if delivery.position is not None]
-        is_behind = bool(positions) and self._received < max(positions)
+        is_behind = bool(positions) and self._acknowledgement.received < max(positions)
         if is_behind or any(delivery.is_inside_large_transaction for delivery in self._deliveries):
             return 2 * (time.monotonic() - self._began)
         return 0.0
 
     def wake(self) -> None:
-        """A delivery has made something durable."""
+        """A delivery has made something durable, or can do nothing more."""
         self._progress.set()
+        if not self._has_work():
+            self._is_wanted = False
+            self._end(None)
+
+    # --- a slot that nobody needs, and one that is kept for somebody
+
+    def keep(self, target: str) -> None:
+        """Stream even if nobody is served here: a target of another lane is about to join."""
+        if target not in self._kept_for:
+            self._kept_for.add(target)
+            self._nudge.set()
+
+    def let_go(self, target: str) -> None:
+        """It joins no more, or it has."""
+        if target in self._kept_for:
+            self._kept_for.remove(target)
+            if self.is_streaming:
+                self.wake()
+
+    def hold(self) -> Lsn:
+        """Leave the slot's acknowledgement where it is from now on, until `release`; returns where it is at most."""
+        return self._acknowledgement.hold()
+
+    def release(self) -> None:
+        """The acknowledgement may go on."""
+        self._acknowledgement.release()
+        self._progress.set()
+
+    def _has_work(self) -> bool:
+        return bool(self._kept_for) or any(delivery.health.is_served for delivery in self._deliveries)
+
+    def _idle_reason(self) -> str:
+        waiting = ", ".join(delivery.name for delivery in self._deliveries)
+        return f"the slot {self._slot} is left alone: " + (
+            f"only `cdc bootstrap` can do something for {waiting}" if waiting else "every target has a lane of its own"
+        )
+
+    async def _pause(self) -> None:
+        """Leave the slot to others for a while. It is not taken again only to find out whether it is of use now."""
+        reason = self._idle_reason()
+        if self.trouble != reason:
+            _log.info("no stream", reason=reason)
+        self.trouble = reason
+        # A bootstrap that runs may be over at any moment; one that nobody has begun may take days.
+        is_soon = any(delivery.health.state == "loading" for delivery in self._deliveries)
+        wait_s = self._unserved.wait_s(TargetLoading(reason) if is_soon else SourceUnavailable(reason))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._nudge.wait()
+        self._nudge.clear()
+
+    async def _choose(self, catalog: Connection) -> bool:
+        """Find out who takes part in the next stream; false when that is nobody."""
+        if self._assign is not None:
+            self._deliveries = await self._assign(await read_slots(catalog, self._source.slot))
+        is_wanted = bool(self._deliveries)
+        if not self._is_wanted and is_wanted:
+            async with asyncio.TaskGroup() as tasks:
+                asked = [tasks.create_task(delivery.can_be_served()) for delivery in self._deliveries]
+            is_wanted = any(task.result() for task in asked)
+        self._is_wanted = is_wanted or bool(self._kept_for)
+        return self._is_wanted
 
     def _failed(self, error: CdcError, wait_s: float) -> None:
         is_news = self.trouble != str(error)
-        self.trouble = str(error)
+        self.error, self.trouble = error, str(error)
         self._metrics.error(error)
         self._metrics.retried()
         # A slot that another worker holds is asked for every second: it is said once.
@@ -151,16 +262,18 @@ class Lane:
         """One stream, from taking the slot to releasing it. Returns when another one is to follow at once."""
         self._ended.clear()
         self._why = None
+        if not self._is_wanted:
+            await self._pause()
         name = self._source.application_name
         dsn = self._source.dsn.get_secret_value()
         try:
-            async with (
-                await ReplicationConnection.open(dsn, name) as stream,
-                await connect(dsn, application_name=f"{name} catalog") as catalog,
-            ):
-                await self._serve(stream, catalog)
+            async with await connect(dsn, application_name=f"{name} catalog") as catalog:
+                if not await self._choose(catalog):
+                    return
+                async with await ReplicationConnection.open(dsn, name) as stream:
+                    await self._serve(stream, catalog)
         finally:
-            self.is_streaming = False
+            self.is_streaming, self.sender_pid = False, None
             self._metrics.up(False)
         self._conclude(self._why)
 
@@ -179,42 +292,60 @@ class Lane:
                 raise why
 
     async def _serve(self, stream: ReplicationConnection, catalog: Connection) -> None:
-        system = await stream.identify_system()
-        switches = await stream.timeline_history(system.timeline)
+        system, switches = await read_system(stream)
         try:
-            await stream.start(self._source.slot, self._source.publication_names, binary=self._binary)
+            await stream.start(self._slot, self._source.publication_names, binary=self._binary)
         except ResyncNeeded:
-            if await self._compare(catalog, system, switches):
+            slot = await read_slot(catalog, self._slot)
+            if slot is None and self._ends_with_slot:
+                self.is_gone = True
+                return
+            history = await read_history(self._config, catalog, system, switches, slot, self._slot)
+            if await self._compare(history):
                 raise
             raise SetupError(
                 "nothing is set up yet: no target has ever been loaded. Run `cdc setup`, then `cdc bootstrap --from "
                 "live`"
             ) from None
-        slot = await read_slot(catalog, self._source.slot)
+        slot = await read_slot(catalog, self._slot)
         if slot is None or slot.confirmed_flush_lsn is None:
             raise ResyncNeeded(
-                f"the source has no slot {self._source.slot} any more: bootstrap the targets again ({LOAD_ALL_AGAIN})"
+                f"the source has no slot {self._slot} any more: bootstrap the targets again ({LOAD_ALL_AGAIN})"
             )
-        self._confirmed = self._received = slot.confirmed_flush_lsn
+        self._acknowledgement.begin(slot.confirmed_flush_lsn)
         for delivery in self._deliveries:
             delivery.begin()
-        history = await self._history(catalog, system, switches, slot)
+        history = await read_history(self._config, catalog, system, switches, slot, self._slot)
 
         def history_now() -> SourceHistory:
             # A target that comes back in the middle of a stream stands further than the source's WAL at its start.
-            return replace(history, wal_position=max(history.wal_position, self._received))
+            return replace(history, wal_position=max(history.wal_position, self._acknowledgement.received))
 
         now, _ = await read_clock(catalog)
         self._heartbeats.synchronise(now)
         self._metrics.up(True)
         if self._began:
             self._metrics.reconnected()
-        self.is_streaming, self.trouble = True, None
+        self.is_streaming, self.error, self.trouble = True, None, None
+        self.streams += 1
+        self.sender_pid = slot.active_pid
         self._began = time.monotonic()
         _log.info("streaming", slot=slot.name, confirmed_flush_lsn=str(slot.confirmed_flush_lsn))
 
         async with asyncio.TaskGroup() as tasks:
-            receiving = tasks.create_task(self._guard(self._receive(stream, catalog)))
+            receiving = tasks.create_task(
+                self._guard(
+                    receive(
+                        stream,
+                        catalog,
+                        self._deliveries,
+                        acknowledgement=self._acknowledgement,
+                        answer=self._progress.set,
+                        metrics=self._metrics,
+                        settings=self._config.worker,
+                    )
+                )
+            )
             helpers = [
                 tasks.create_task(self._guard(self._report(stream))),
                 tasks.create_task(self._guard(self._watch(catalog))),
@@ -259,79 +390,14 @@ class Lane:
         await self._stop.wait()
         self._end(None)
 
-    async def _compare(self, catalog: Connection, system: System, switches: Sequence[tuple[int, Lsn]]) -> bool:
+    async def _compare(self, history: SourceHistory) -> bool:
         """A slot that is gone or lost: every target that needs it says so itself, for ``cdc status``.
 
         Returns whether any target may ever have been loaded: if none was, nothing is lost.
         """
-        history = await self._history(catalog, system, switches, await read_slot(catalog, self._source.slot))
         async with asyncio.TaskGroup() as tasks:
             compared = [tasks.create_task(delivery.compare(history)) for delivery in self._deliveries]
-        return any(task.result() for task in compared)
-
-    async def _history(
-        self, catalog: Connection, system: System, switches: Sequence[tuple[int, Lsn]], slot: Slot | None
-    ) -> SourceHistory:
-        heartbeat = await read_heartbeat(catalog, self._config.pipeline)
-        # Read now that the slot is ours: until then the former worker may have gone further than IDENTIFY_SYSTEM said.
-        _, wal_position = await read_clock(catalog)
-        return SourceHistory(
-            system_identifier=system.system_identifier,
-            timeline=system.timeline,
-            switch_points=switches,
-            wal_position=wal_position,
-            slot=self._source.slot,
-            confirmed_lsn=slot.confirmed_flush_lsn if slot else None,
-            slot_is_lost=slot is not None and slot.is_lost,
-            incarnation=heartbeat.incarnation if heartbeat else None,
-        )
-
-    # --- receiving
-
-    async def _receive(self, stream: ReplicationConnection, catalog: Connection) -> None:
-        """Frames in, whole transactions out, for ever."""
-        accumulator = Accumulator(part_bytes=self._config.worker.max_batch_bytes)
-        while True:
-            messages, keepalives = split_frames(await stream.receive())
-            self._metrics.received(messages=len(messages), size_bytes=sum(map(len, messages)))
-            while messages:
-                try:
-                    accumulator.feed(messages)
-                    break
-                except UnknownTypes as unknown:
-                    accumulator.learn(await describe_types(catalog, unknown.keys), unknown.keys)
-                    messages = list(unknown.remaining)
-            for part in accumulator.take():
-                self._received = max(self._received, part.end_lsn or part.commit_lsn)
-                for delivery in self._deliveries:
-                    delivery.offer(part)
-                await self._wait_for_room()
-            if keepalives:
-                self._keepalives(keepalives, accumulator)
-
-    def _keepalives(self, keepalives: Sequence[Keepalive], accumulator: Accumulator) -> None:
-        """With no transaction open, everything committed before a keepalive's LSN has been received (hazard 3)."""
-        for keepalive in keepalives:
-            if keepalive.reply_requested:
-                self._progress.set()
-            if not accumulator.in_transaction:
-                self._received = max(self._received, keepalive.end_lsn)
-        if not accumulator.in_transaction:
-            for delivery in self._deliveries:
-                delivery.queue.note(self._received)
-
-    async def _wait_for_room(self) -> None:
-        """Back-pressure: pause while a queue is full; go on without a target that has stalled for too long."""
-        for delivery in self._deliveries:
-            if not delivery.queue.full:
-                continue
-            # A target that is stopped waits for a person: the others do not wait with it.
-            patience_s = 0.0 if delivery.state == "stopped" else self._config.worker.detach_after_s
-            try:
-                async with asyncio.timeout(patience_s):
-                    await delivery.queue.wait_for_room()
-            except TimeoutError:
-                delivery.set_aside(f"its queue has been full for {patience_s:g} s")
+        return not compared or any(task.result() for task in compared)
 
     # --- reporting
 
@@ -349,38 +415,21 @@ class Lane:
                     await self._progress.wait()
 
     async def _report_once(self, stream: ReplicationConnection) -> None:
-        durable = self._durable()
-        if durable > self._confirmed:
-            self._confirmed = durable
+        if self._acknowledgement.advance(self._deliveries):
             # Only what got somewhere makes the waits begin anew: a stream that ends as soon as it starts did not.
             self._backoff.progressed()
-        await stream.send_status(self._received, self._confirmed, self._confirmed)
-
-    def _durable(self) -> Lsn:
-        """The minimum over the targets of what is durable there (invariant 3). A target that was not read holds all."""
-        known = [delivery.acknowledgeable for delivery in self._deliveries if delivery.holds_acknowledgement]
-        if not known:
-            return INVALID_LSN
-        return min(INVALID_LSN if lsn is None else lsn for lsn in known)
+            self._unserved.progressed()
+        confirmed = self._acknowledgement.confirmed
+        await stream.send_status(self._acknowledgement.received, confirmed, confirmed)
 
     async def _watch(self, catalog: Connection) -> None:
-        """Show the slot and the lag in bytes."""
+        """Show the lag in bytes, and tell who wants to know what slots there are."""
         while True:
             now, wal_position = await read_clock(catalog)
             self._heartbeats.synchronise(now)
             self._metrics.source_position(wal_position)
-            slot = await read_slot(catalog, self._source.slot)
-            if slot is None:
-                self._metrics.slot_gone(self._source.slot)
-            else:
-                self._metrics.slot(
-                    slot.name,
-                    active=slot.active,
-                    retained_bytes=slot.retained_bytes,
-                    safe_wal_size=slot.safe_wal_size,
-                    wal_status=slot.wal_status,
-                    confirmed_flush_lsn=slot.confirmed_flush_lsn,
-                )
+            if self._on_watch is not None:
+                self._on_watch(await read_slots(catalog, self._source.slot))
             for delivery in self._deliveries:
                 if delivery.position is not None:
                     delivery.metrics.lag_bytes(wal_position - delivery.position)

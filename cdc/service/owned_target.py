@@ -19,19 +19,20 @@ import structlog
 
 from cdc.changes.relation import Relation
 from cdc.changes.transaction import Part
-from cdc.config import TargetConfig
-from cdc.errors import CdcError, ProtocolError, TableStopped
+from cdc.errors import CdcError, TableStopped
 from cdc.lsn import Lsn
 from cdc.observe.metrics import TargetMetrics
 from cdc.routing.patterns import split
-from cdc.routing.router import route_of
-from cdc.service.heartbeats import Heartbeats
+from cdc.routing.target_routes import TargetRoutes
+from cdc.service.heartbeats import Heartbeats, heartbeat_in
 from cdc.service.planning import Planning
 from cdc.service.positions import Positions
 from cdc.service.stops import Stop, Stops
-from cdc.source.heartbeat import PREFIX, Heartbeat, parse
+from cdc.service.tracking import Tracking
+from cdc.source.heartbeat import Heartbeat
 from cdc.target import position, table_state
 from cdc.target.applier import Applied, Applier, Plans
+from cdc.target.generation import pipeline_of
 from cdc.target.session import Session, target_errors
 from cdc.target.table_state import RowCounts, TableName
 
@@ -49,26 +50,38 @@ class OwnedTarget:
         self,
         session: Session,
         owned: position.Ownership,
-        config: TargetConfig,
+        routes: TargetRoutes,
         states: Sequence[table_state.TableState],
         *,
         stops: Stops,
         metrics: TargetMetrics,
         heartbeats: Heartbeats,
     ) -> None:
-        """``states`` are those of the tables that are loaded; changes of any other table are left out."""
+        """``states`` are those of the tables that are loaded; changes of any other table are left out.
+
+        What is stored goes by the key that was taken; heartbeats carry the name of its pipeline.
+        """
         assert owned.position is not None  # histories have been compared
+        assert owned.history is not None
         self._session = session
-        self._pipeline = owned.pipeline
+        self._key = owned.key
+        self._pipeline = pipeline_of(owned.key)
+        self._incarnation = owned.history.incarnation
         self._fence = owned.fence
-        self._config = config
+        self._routes = routes
+        self.cut_over_heartbeat = owned.cut_over_heartbeat
+        self.consistent_at = owned.consistent_at
+        self.consistent_time = owned.consistent_time
         self._stops = stops
         self._metrics = metrics
         self._heartbeats = heartbeats
-        named = (route_of(config, *split(table)) for table in config.tables)
-        routes = [route for route in named if route is not None]
-        self._applier = Applier(session, owned.target, follows=config.follows, routes=routes)
-        self.planning = Planning(self._applier, config, owned.target, session.where, states)
+        config = routes.config
+        named = (routes.route_of(*split(table)) for table in config.tables)
+        self._applier = Applier(
+            session, owned.target, follows=config.follows, routes=[route for route in named if route is not None]
+        )
+        self.tracking: Tracking | None = None
+        self.planning = Planning(self._applier, routes, owned.target, session.where, states)
         self._counts: dict[TableName, RowCounts] = {}
         self._counted_at = time.monotonic()
         self.positions = Positions(
@@ -79,14 +92,19 @@ class OwnedTarget:
             self.positions.stop(name, stop.commit_lsn if held is None else held.held)
 
     @property
+    def session(self) -> Session:
+        """The session, for what is done between two batches (`cdc.service.requests`)."""
+        return self._session
+
+    @property
     def position(self) -> Lsn:
         """Up to where the target holds everything (tables that differ excepted)."""
         return self.positions.target
 
     async def record_state(self, state: str, error: str | None = None) -> None:
         """Say in the target, for ``cdc status``, how it is. Raises `FenceLost`."""
-        await position.record_state(self._session, self._pipeline, self._fence, state)
-        await position.record_error(self._session, self._pipeline, error)
+        await position.record_state(self._session, self._key, self._fence, state)
+        await position.record_error(self._session, self._key, error)
 
     @asynccontextmanager
     async def fenced(self) -> AsyncIterator[None]:
@@ -101,7 +119,7 @@ class OwnedTarget:
                 with target_errors("rolling back", self._session.where):
                     await connection.execute("ROLLBACK")
             raise
-        stay = position.advance_sql(self._pipeline, self._fence, self.position, self.position)
+        stay = position.advance_sql(self._key, self._fence, self.position, self.position)
         with target_errors("committing", self._session.where):
             await connection.execute(f"{stay}; COMMIT")
 
@@ -141,18 +159,26 @@ class OwnedTarget:
                 # Most of the time no table differs from its target, which holds nothing of what it is given.
                 holds = self._holds if self.positions.tables else None
                 done += await self._applier.apply(parts, plans, holds)
+                if self.tracking is not None:
+                    await self.tracking.note(parts, self._applier, self.planning, self.positions)
                 for part in parts:
                     size += part.size
-                    newest = self._newest_heartbeat(part) or newest
+                    newest = self._heartbeat_in(part) or newest
                     if part.is_last:
                         ended.append(_without_changes(part))
+            if self.tracking is not None:
+                await self.tracking.before_commit(self._session, self._key, self.positions, ended)
         except CdcError:
+            if self.tracking is not None:
+                self.tracking.rolled_back()
             if has_begun and not connection.is_closed():
                 with target_errors("rolling back", self._session.where):
                     await connection.execute("ROLLBACK")
             raise
         total = self._count(done)
         await self._commit(ended, newest=newest)
+        if self.tracking is not None:
+            self.tracking.committed(self.planning)
         self._metrics.batch_applied(
             transactions=len(ended),
             inserts=total["inserted"],
@@ -224,16 +250,22 @@ class OwnedTarget:
         after, changed = self.positions.after(ended, idle_at)
         unrecorded = [stop for stop in self._stops.current.values() if not stop.is_recorded]
         statements = [
-            table_state.position_sql(self._pipeline, split(table), held) for table, held in sorted(changed.items())
+            table_state.position_sql(self._key, split(table), held) for table, held in sorted(changed.items())
         ]
+        cut_over_at = ended[-1] if newest is not None and self._cuts_over(newest) else None
+        if cut_over_at is not None:
+            statements += [
+                table_state.cut_over_sql(self._key),
+                position.cut_over_sql(self._key, self._fence, after, cut_over_at.commit_time_us),
+            ]
         counts = self._counts if time.monotonic() - self._counted_at >= COUNTERS_EVERY_S else {}
         if counts:
-            statements.append(table_state.count_sql(self._pipeline, counts))
+            statements.append(table_state.count_sql(self._key, counts))
         # What a single table is catching up with says nothing of how far its target is.
         new = [part for part in ended if not part.commit_lsn < before]
         statements.append(
             position.advance_sql(
-                self._pipeline,
+                self._key,
                 self._fence,
                 before,
                 after,
@@ -248,6 +280,8 @@ class OwnedTarget:
         with target_errors("committing", self._session.where):
             await self._session.connection.execute("; ".join([*statements, "COMMIT"]))
         self._committed(after, changed, counts, unrecorded, newest)
+        if cut_over_at is not None:
+            self._cut_over(after, cut_over_at)
 
     def _committed(
         self,
@@ -273,21 +307,71 @@ class OwnedTarget:
             if age_s is not None:
                 self._metrics.heartbeat_held(age_s=age_s, latency_s=latency_s)
 
-    def _newest_heartbeat(self, part: Part) -> Heartbeat | None:
+    def _heartbeat_in(self, part: Part) -> Heartbeat | None:
         """The last heartbeat of this pipeline in a part that the target does not hold yet."""
-        if part.commit_lsn < self.positions.target:
-            return None
-        for mark in reversed(part.marks):
-            if mark.prefix == PREFIX:
-                try:
-                    found = parse(mark.content)
-                except ProtocolError as error:
-                    # Anybody at the source may emit a message with this prefix: it is no heartbeat, and no more.
-                    _log.warning("not a heartbeat", reason=str(error), lsn=str(mark.lsn))
-                    continue
-                if found.pipeline == self._pipeline:
-                    return found
-        return None
+        return None if part.commit_lsn < self.positions.target else heartbeat_in(part, self._pipeline)
+
+    # --- the cut-over
+
+    def ends_batch(self, part: Part) -> bool:
+        """Whether the batch ends with this part, because the cut-over comes with it, or a chunk of rows."""
+        if self.tracking is not None and self.tracking.ends_batch(part):
+            return True
+        heartbeat = None if self.cut_over_heartbeat is None else self._heartbeat_in(part)
+        return heartbeat is not None and self._cuts_over(heartbeat)
+
+    def _cuts_over(self, heartbeat: Heartbeat) -> bool:
+        """Whether all that the target's backup may hold was committed before this heartbeat."""
+        awaited = self.cut_over_heartbeat
+        return awaited is not None and heartbeat.count >= awaited and heartbeat.incarnation == self._incarnation
+
+    def _cut_over(self, at: Lsn, part: Part) -> None:
+        """It is durable: from the next batch on every table is strict, those apart that stand behind the target."""
+        self.cut_over_heartbeat = None
+        self.consistent_at, self.consistent_time = at, position.time_of(part.commit_time_us)
+        self._leave_out([table for table in self.planning.overlap if table in self.positions.tables])
+        self.planning.set_overlap(())
+        _log.info("exactly consistent", target=self._session.where, lsn=str(at), time=self.consistent_time.isoformat())
+
+    def track(self, tracking: Tracking) -> None:
+        """Tell ``tracking``, whose table is in overlap, what is applied."""
+        self.tracking = tracking
+        route = self._routes.route_of(*split(tracking.request.table))
+        assert route is not None  # it was asked for
+        self._applier.read_again.add((route.target_schema, route.target_table))
+        self._applier.forget(route)
+
+    def read_again(self, tracking: Tracking) -> None:
+        """A table is in overlap now, and its rows are read again (`cdc resync`): what it was stopped by is over."""
+        table = tracking.request.table
+        self.track(tracking)
+        self.positions.tables.pop(table, None)
+        self._stops.remove(table)
+        self._metrics.table_resumed(table)
+        self.planning.set_overlap(self.planning.overlap | {table})
+
+    def hold(self, table: str) -> Lsn:
+        """Let ``table`` take nothing from now on, and return the position that it has; it is not tried again."""
+        self.positions.stop(table, self.position)
+        self._stops.remove(table)
+        return self.positions.tables[table].held
+
+    async def give_up(self, tables: Sequence[str]) -> None:
+        """Leave tables (``schema.table``) out of the stream from now on; durable when it returns.
+
+        They are recorded as copying, and hold the acknowledgement no longer. Call it between two batches.
+        """
+        async with self.fenced():
+            await table_state.give_up(self._session, self._key, [split(table) for table in tables])
+        self._leave_out(tables)
+
+    def _leave_out(self, tables: Sequence[str]) -> None:
+        self.planning.leave_out(tables)
+        for table in tables:
+            self.positions.tables.pop(table, None)
+            self._stops.remove(table)
+            self._metrics.table_resumed(table)
+            _log.warning("table is left out of the stream; it is to be copied", table=table)
 
     # --- tables that stop alone
 
@@ -322,7 +406,7 @@ class OwnedTarget:
         if resumed:
             async with self.fenced():
                 for table in resumed:
-                    await table_state.resume(self._session, self._pipeline, split(table))
+                    await table_state.resume(self._session, self._key, split(table))
         for table in resumed:
             self._stops.remove(table)
             self._metrics.table_resumed(table)
@@ -343,12 +427,12 @@ class OwnedTarget:
 
     async def _record(self, stop: Stop, changed: Mapping[str, Lsn | None]) -> None:
         schema, name = split(stop.table)
-        route = route_of(self._config, schema, name)
+        route = self._routes.route_of(schema, name)
         held = changed.get(stop.table) or self.positions.tables[stop.table].held
         if route is not None:
             await table_state.stop(
                 self._session,
-                self._pipeline,
+                self._key,
                 route,
                 position=held,
                 reason=str(stop.error),

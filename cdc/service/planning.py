@@ -7,15 +7,14 @@ SQL that mends it where there is one, and what the source's catalog adds to both
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 import structlog
 
 from cdc.changes.column_origin import ColumnOrigin
 from cdc.changes.relation import Relation
-from cdc.config import TargetConfig
 from cdc.errors import CdcError, TableStopped
-from cdc.routing.router import route_of
+from cdc.routing.target_routes import TargetRoutes
 from cdc.target.applier import Applier
 from cdc.target.lacking import ColumnsLacking
 from cdc.target.remedies import load_table_again
@@ -29,18 +28,22 @@ ReadOrigins = Callable[[Relation], Awaitable[Mapping[str, ColumnOrigin]]]
 
 
 class Planning:
-    """The plans of one session on one target. ``states`` are those of the tables that are loaded."""
+    """The plans of one session on one target. ``states`` are those of the tables that are loaded.
+
+    A table whose state says that it is in overlap gets plans of that mode, until it is said otherwise (`set_overlap`).
+    """
 
     def __init__(
-        self, applier: Applier, config: TargetConfig, target: str, where: str, states: Sequence[TableState]
+        self, applier: Applier, routes: TargetRoutes, target: str, where: str, states: Sequence[TableState]
     ) -> None:
         self._applier = applier
-        self._config = config
+        self._routes = routes
         self._target = target
         self._where = where
         self._loaded = {state.source_name for state in states}
         self._oids = {state.source_name: state.source_oid for state in states if state.source_oid is not None}
         self._names = {oid: name for name, oid in self._oids.items()}
+        self._overlap = {state.source_name for state in states if state.is_overlap}
         self._not_taken: set[Relation] = set()
         self._ignored: set[str] = set()
         self._explained: dict[tuple[Relation, str], TableStopped] = {}
@@ -51,6 +54,32 @@ class Planning:
     def oids(self) -> frozenset[int]:
         """The source's oids of the tables that are loaded here: a table keeps its own when it is renamed."""
         return frozenset(self._names)
+
+    @property
+    def overlap(self) -> frozenset[str]:
+        """The tables whose changes may be in their rows already."""
+        return frozenset(self._overlap)
+
+    def set_overlap(self, tables: Iterable[str]) -> None:
+        """These tables, and no others, are in overlap from now on: the next batch is planned that way."""
+        tables = frozenset(tables)
+        changed = self._overlap ^ tables
+        self._overlap = set(tables)
+        self._loaded |= tables
+        self._replan(changed)
+
+    def leave_out(self, tables: Iterable[str]) -> None:
+        """Take nothing of these tables any more."""
+        tables = frozenset(tables)
+        self._overlap -= tables
+        self._loaded -= tables
+        self._ignored |= tables
+        self._replan(tables)
+
+    def _replan(self, tables: Collection[str]) -> None:
+        """Forget what is planned for these tables: the next batch that has changes of them plans it again."""
+        self.plans = {relation: plan for relation, plan in self.plans.items() if self.table_of(relation) not in tables}
+        self._not_taken = {relation for relation in self._not_taken if self.table_of(relation) not in tables}
 
     def knows(self, relation: Relation) -> bool:
         """Whether it was planned, or found not to be taken."""
@@ -63,7 +92,7 @@ class Planning:
     async def plan(self, relation: Relation) -> None:
         """Add the relation to `plans`, unless this target does not take it. Raises `TableStopped`, once a relation."""
         table = self.table_of(relation)
-        is_routed = route_of(self._config, relation.schema, relation.name) is not None
+        is_routed = self._routes.route_of(relation.schema, relation.name) is not None
         if table not in self._loaded:
             self._not_taken.add(relation)
             if is_routed and table not in self._ignored:
@@ -82,7 +111,7 @@ class Planning:
 
     async def plan_again(self, relation: Relation) -> None:
         """See whether a relation that could not be planned fits now. Raises `TableStopped` when it still does not."""
-        route = route_of(self._config, relation.schema, relation.name)
+        route = self._routes.route_of(relation.schema, relation.name)
         if route is not None:
             self._applier.forget(route)
         await self._make(relation)
@@ -90,8 +119,10 @@ class Planning:
     async def _make(self, relation: Relation) -> TablePlan:
         try:
             self._check_identity(relation)
-            route = route_of(self._config, relation.schema, relation.name)
+            route = self._routes.route_of(relation.schema, relation.name)
             assert route is not None  # it has the name under which it was loaded
+            if self.table_of(relation) in self._overlap:
+                return await self._applier.plan(relation, route, overlap=True)
             return await self._applier.plan(relation, route)
         except TableStopped as found:
             error = await self.explain(found, relation)

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import tenacity
 
-from cdc.errors import CdcError, SlotInUse, TransientError
+from cdc.errors import CdcError, SlotInUse, TargetLoading, TransientError
 
 T = TypeVar("T")
 
@@ -26,6 +26,10 @@ the number of attempts against a database that is down for an hour at about a hu
 SLOT_WAIT_S = (0.5, 1.0)
 """First and longest wait for a slot that another worker holds: deploys overlap, and who takes over must be there soon.
 A try is one connection and one refusal."""
+
+LOADING_WAIT_S = (0.5, 2.0)
+"""First and longest wait for a target that a bootstrap is loading: when it is done, the target is to go on soon. A try
+reads one row."""
 
 TERMINAL_WAIT_S = (5.0, 300.0)
 """First and longest wait after an error that somebody has to mend: often enough that nobody waits long after
@@ -53,6 +57,8 @@ class Backoff:
 def _waits(error: BaseException | None) -> tuple[float, float]:
     if isinstance(error, SlotInUse):
         return SLOT_WAIT_S
+    if isinstance(error, TargetLoading):
+        return LOADING_WAIT_S
     return TRANSIENT_WAIT_S if isinstance(error, TransientError) else TERMINAL_WAIT_S
 
 

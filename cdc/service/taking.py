@@ -3,6 +3,9 @@
 Everything is compared before anything is applied (invariant 5): the target's position with the source's history, and
 each table's own position with what the slot still has. What a former worker left stopped is tried again, because a
 restart is what people do after mending.
+
+A target that is being loaded belongs to the bootstrap that loads it, from its first step to its last: a worker does not
+touch it, and neither does it take one that was never loaded, because a bootstrap may be about to begin.
 """
 
 from __future__ import annotations
@@ -11,10 +14,9 @@ from collections.abc import Sequence
 
 import structlog
 
-from cdc.config import TargetConfig
 from cdc.errors import ResyncNeeded
 from cdc.observe.metrics import TargetMetrics
-from cdc.routing.router import route_of
+from cdc.routing.target_routes import TargetRoutes
 from cdc.service.heartbeats import Heartbeats
 from cdc.service.owned_target import OwnedTarget
 from cdc.service.stops import Stops
@@ -30,60 +32,77 @@ _log = structlog.get_logger(__name__)
 
 async def take(
     session: Session,
-    pipeline: str,
-    config: TargetConfig,
+    key: str,
+    routes: TargetRoutes,
     history: SourceHistory,
     *,
+    loads: bool,
     stops: Stops,
     metrics: TargetMetrics,
     heartbeats: Heartbeats,
 ) -> OwnedTarget:
-    """Become the owner of the target, and see what it holds.
+    """Become the owner of one generation of the target (``key``), and see what it holds.
 
-    Raises `ResyncNeeded` when the position does not belong to ``history``; the target's row says so, too.
+    ``loads`` is said by the bootstrap that loads it, and keeps it marked as such; whoever else finds it being loaded
+    gets `TargetLoading`. Raises `ResyncNeeded` when the position does not belong to ``history``; the target's row says
+    so, too.
     """
-    owned = await position.take(session, pipeline)
+    if not loads:
+        await _refuse_unloaded(session, key, history)
+    owned = await position.take(session, key, loads=loads)
     refusal = check_history(session.where, owned.history, owned.position, history, target=owned.target)
     if refusal is not None:
-        await position.record_state(session, pipeline, owned.fence, "needs resync")
-        await position.record_error(session, pipeline, str(refusal))
+        await position.record_state(session, key, owned.fence, "needs resync")
+        await position.record_error(session, key, str(refusal))
         raise refusal
     if owned.history is not None and owned.history.timeline != history.timeline:
-        await position.record_timeline(session, pipeline, owned.fence, history.timeline)
-    states = await table_state.read(session, pipeline)
-    gone = [state for state in states if route_of(config, state.source_schema, state.source_table) is None]
+        await position.record_timeline(session, key, owned.fence, history.timeline)
+    states = await table_state.read(session, key)
+    gone = [state for state in states if routes.route_of(state.source_schema, state.source_table) is None]
     loaded = [state for state in states if state.state != "copying" and state not in gone]
     cut_off = [state for state in loaded if _is_cut_off(state, owned, history)]
     reachable = [state for state in loaded if state not in cut_off]
-    target = OwnedTarget(session, owned, config, reachable, stops=stops, metrics=metrics, heartbeats=heartbeats)
+    for table in set(stops.current) - {state.source_name for state in reachable}:
+        stops.remove(table)  # somebody has had it loaded again, or has left it out
+    target = OwnedTarget(session, owned, routes, reachable, stops=stops, metrics=metrics, heartbeats=heartbeats)
     resumed = [state for state in reachable if state.state == "stopped" and state.source_name not in stops.current]
     if resumed or cut_off or gone:
         async with target.fenced():
             for state in gone:
                 # Hazard 27: from now on it misses changes, so if it ever comes back it has to be loaded again.
-                await table_state.forget(session, pipeline, (state.source_schema, state.source_table))
+                await table_state.forget(session, key, (state.source_schema, state.source_table))
                 _log.warning("table is no longer configured; its rows stay as they are", table=state.source_name)
             for state in resumed:
-                await table_state.resume(session, pipeline, (state.source_schema, state.source_table))
-            await _stop_cut_off(session, owned, config, cut_off, metrics)
-    # A bootstrap that was interrupted has still something to build: it stays visible until it has been run to its end.
-    await target.record_state("loading" if owned.state == "loading" else "streaming")
-    await _show_lag(session, pipeline, metrics, heartbeats)
+                await table_state.resume(session, key, (state.source_schema, state.source_table))
+            await _stop_cut_off(session, owned, routes, cut_off, metrics)
+    await target.record_state("loading" if loads else "streaming")
+    await _show_lag(session, key, metrics, heartbeats)
     return target
 
 
-async def say_if_lost(session: Session, pipeline: str, history: SourceHistory) -> ResyncNeeded | None:
+async def _refuse_unloaded(session: Session, key: str, history: SourceHistory) -> None:
+    """Raise `ResyncNeeded` for a target that was never loaded, without taking it: a bootstrap may have it by now."""
+    state = await position.read(session, key)
+    if state is None or state.position is not None or state.state == "loading":
+        return
+    refusal = check_history(session.where, None, None, history, target=state.target)
+    assert refusal is not None
+    await position.record_error(session, key, str(refusal))
+    raise refusal
+
+
+async def say_if_lost(session: Session, key: str, history: SourceHistory) -> ResyncNeeded | None:
     """Say in a target that was loaded if ``history`` has lost it: for a slot from which nobody can stream.
 
     Nothing is taken: whoever loads the target just now goes on. Returns what was said.
     """
-    state = await position.read(session, pipeline)
-    if state is None or state.position is None:
+    state = await position.read(session, key)
+    if state is None or state.position is None or state.state == "loading":
         return None
     refusal = check_history(session.where, state.history, state.position, history, target=state.target)
     if refusal is not None:
-        await position.record_state(session, pipeline, state.fence, "needs resync")
-        await position.record_error(session, pipeline, str(refusal))
+        await position.record_lost(session, key)
+        await position.record_error(session, key, str(refusal))
     return refusal
 
 
@@ -95,10 +114,10 @@ def _is_cut_off(state: TableState, owned: Ownership, history: SourceHistory) -> 
 
 
 async def _stop_cut_off(
-    session: Session, owned: Ownership, config: TargetConfig, tables: Sequence[TableState], metrics: TargetMetrics
+    session: Session, owned: Ownership, routes: TargetRoutes, tables: Sequence[TableState], metrics: TargetMetrics
 ) -> None:
     for state in tables:
-        route = route_of(config, state.source_schema, state.source_table)
+        route = routes.route_of(state.source_schema, state.source_table)
         if route is None or state.position is None:
             continue
         reason = (
@@ -107,12 +126,12 @@ async def _stop_cut_off(
         )
         metrics.table_stopped(state.source_name, "cut_off")
         _log.error("table stopped", table=state.source_name, reason=reason)
-        await table_state.stop(session, owned.pipeline, route, position=state.position, reason=reason)
+        await table_state.stop(session, owned.key, route, position=state.position, reason=reason)
 
 
-async def _show_lag(session: Session, pipeline: str, metrics: TargetMetrics, heartbeats: Heartbeats) -> None:
+async def _show_lag(session: Session, key: str, metrics: TargetMetrics, heartbeats: Heartbeats) -> None:
     """Show how late the target is from the start, before it holds a heartbeat of this worker's."""
-    state = await position.read(session, pipeline)
+    state = await position.read(session, key)
     if state is not None and state.heartbeat_at is not None:
         age_s = heartbeats.age_by_source_s(state.heartbeat_at)
         if age_s is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import structlog
@@ -22,7 +22,7 @@ from cdc.observe.metrics import Metrics
 from cdc.service import http
 from cdc.service.delivery import Delivery
 from cdc.service.heartbeats import Heartbeats
-from cdc.service.lane import Lane
+from cdc.service.lanes import Lanes
 
 _log = structlog.get_logger(__name__)
 
@@ -46,33 +46,21 @@ async def run(config: Config) -> None:
         metrics = Metrics(config.pipeline)
         metrics.worker(version=__version__)
         heartbeats = Heartbeats()
-        deliveries = [
-            Delivery(name, config, metrics=metrics.target(name), heartbeats=heartbeats) for name in config.targets
-        ]
-        # One shared lane today. A lane of a laggard's own is another `Lane` in this list, with a slot of its own.
-        lanes = [Lane(config, deliveries, heartbeats=heartbeats, metrics=metrics.lane(), stop=stop)]
+        deliveries = {
+            name: Delivery(name, config, metrics=metrics.target(name), heartbeats=heartbeats) for name in config.targets
+        }
+        lanes = Lanes(config, deliveries, heartbeats=heartbeats, metrics=metrics, stop=stop)
         host, port = config.worker.metrics_host_and_port
         async with http.serve(
             host,
             port,
             metrics=metrics,
-            readiness=lambda: _missing(lanes, deliveries),
+            readiness=lanes.missing,
             password=config.worker.metrics_password,
         ) as (address, bound_port):
             _log.info("worker started", targets=list(config.targets), metrics=f"{address}:{bound_port}")
-            async with asyncio.TaskGroup() as tasks:
-                for lane in lanes:
-                    tasks.create_task(lane.run())
+            await lanes.run()
         _log.info("worker stopped")
-
-
-def _missing(lanes: list[Lane], deliveries: list[Delivery]) -> Mapping[str, str]:
-    """What stands between the worker and being ready: a sentence per source or target."""
-    missing = {lane.name: lane.trouble or "not streaming" for lane in lanes if not lane.is_streaming}
-    for delivery in deliveries:
-        if not delivery.is_taken:
-            missing[delivery.name] = delivery.trouble or "not taken yet"
-    return missing
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the source's catalog says: its types, tables and indexes, described by name.
+"""What the source's catalog says: its types and tables, described by name.
 
 The catalog describes the present, the stream describes the past (hazard 15): for the shape of a row that was streamed,
 the Relation message has the last word, and this module only puts names to its types. Everything here is read in a few
@@ -66,25 +66,6 @@ class SourceTable:
         return self.relkind == "r" and self.persistence == "p"
 
 
-@dataclass(frozen=True, slots=True)
-class SourceIndex:
-    """One index: ``definition`` is its CREATE INDEX, ``constraint`` the constraint that it serves.
-
-    ``columns`` are its key columns in order, `None` when it holds an expression; ``reads`` all columns that its key,
-    its INCLUDE list, its expressions and its predicate need.
-    """
-
-    name: str
-    definition: str
-    is_primary: bool
-    is_unique: bool
-    is_valid: bool
-    constraint: str | None
-    constraint_definition: str | None
-    columns: tuple[str, ...] | None
-    reads: frozenset[str]
-
-
 async def read_tables(connection: Connection, names: Collection[str] | None = None) -> list[SourceTable]:
     """All tables of users, or those of ``names`` that exist, by name. Never those of the schema ``cdc``.
 
@@ -117,30 +98,6 @@ def _source_table(row: tuple[Any, ...], types: dict[TypeKey, DataType]) -> Sourc
         tuple(candidates),
         *rest,
     )
-
-
-async def read_indexes(connection: Connection, table_oid: int) -> list[SourceIndex]:
-    """The indexes of one table, by name; invalid ones are included and say so."""
-    with source_errors("list the indexes of a table"):
-        cursor = await connection.execute(statements.load("source", "indexes"), {"table": table_oid})
-        rows = await cursor.fetchall()
-    indexes = []
-    for name, definition, is_primary, is_unique, is_valid, constraint, constraint_definition, columns, reads in rows:
-        key = None if columns is None else tuple(columns)
-        indexes.append(
-            SourceIndex(
-                name,
-                definition,
-                is_primary,
-                is_unique,
-                is_valid,
-                constraint,
-                constraint_definition,
-                key,
-                frozenset(reads),
-            )
-        )
-    return indexes
 
 
 Origins = dict[str, ColumnOrigin]

@@ -18,7 +18,9 @@ from cdc.source.connection import Connection, source_errors
 PLUGIN = "pgoutput"
 
 LANE_SEPARATOR = "__"
-"""A lane's slot is named ``<slot>__<target>``."""
+"""A lane's slot is named ``<slot>__<target>``. No target's name holds two underscores in a row."""
+
+_LOAD = f"{LANE_SEPARATOR}new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,27 @@ class Slot:
     def is_lost(self) -> bool:
         """Whether the source has removed WAL that the slot needs, or has invalidated it for another reason."""
         return self.wal_status == "lost" or self.invalidation_reason is not None or self.restart_lsn is None
+
+
+def lane_slot(shared: str, target: str) -> str:
+    """The slot of the lane that a target has to itself."""
+    return f"{shared}{LANE_SEPARATOR}{target}"
+
+
+def load_slot(shared: str, target: str) -> str:
+    """The slot of the generation that is loaded beside a target's tables while these go on streaming."""
+    return lane_slot(shared, target) + _LOAD
+
+
+def target_of(slot: str, shared: str) -> str | None:
+    """The target whose lane has this slot, as far as its name tells; `None` for any other slot."""
+    target = slot.removeprefix(shared + LANE_SEPARATOR)
+    return None if target == slot or LANE_SEPARATOR in target else target
+
+
+def target_of_load(slot: str, shared: str) -> str | None:
+    """The target that is being loaded beside its tables with this slot; `None` for any other slot."""
+    return target_of(slot.removesuffix(_LOAD), shared) if slot.endswith(_LOAD) else None
 
 
 async def read_slot(connection: Connection, name: str) -> Slot | None:
@@ -101,4 +124,19 @@ async def drop_slot(connection: Connection, name: str) -> bool:
     """
     with source_errors(f"drop the slot {name}"):
         cursor = await connection.execute(statements.load("source", "drop_slot"), {"name": name})
+        return await cursor.fetchone() is not None
+
+
+async def drop_lane_slot(connection: Connection, shared: str, target: str, *, sender: int, held: Lsn) -> bool:
+    """Drop the slot of a target's lane, where the target holds everything up to ``held`` and the shared slot the rest.
+
+    That is: while the process ``sender`` of the source reads the shared slot, and that was not told more than ``held``.
+    False, with nothing dropped, when it is not so. Raises `SlotInUse` while a session streams from the lane's slot.
+    """
+    name = lane_slot(shared, target)
+    with source_errors(f"drop the slot {name}"):
+        cursor = await connection.execute(
+            statements.load("source", "drop_lane_slot"),
+            {"name": name, "shared": shared, "pid": sender, "position": str(held)},
+        )
         return await cursor.fetchone() is not None

@@ -14,6 +14,9 @@ table objects, that table alone is taken in the source's order (unique values th
 set by set. If that does not do, halves of the batch are tried, down to the transactions that are refused by themselves;
 those are replayed in the source's order, all their tables.
 
+A plan is made for *overlap* (cdc.target.overlap) or for strict application. A target's tables leave overlap together,
+at its cut-over: the caller then asks for plans without it, and the next batch is applied with those.
+
 `BatchRejected` and `TableStopped` name the source's table and the transaction, so that the caller can apply the same
 batch again without them. Both, and `TargetUnavailable`, carry no row value (invariant 8).
 """
@@ -55,7 +58,8 @@ class Applier:
     """Applies parts to one target, through one session. A new session needs a new applier.
 
     ``target`` is the target's name, ``follows`` whether its schema follows the source's. ``routes`` are all of the
-    target's: they tell which tables are fed by several relations.
+    target's: they tell which tables are fed by several relations. ``read_again`` may be filled with the tables,
+    ``(schema, name)``, of which rows that a change in overlap leaves uncertain are read again (`cdc resync`).
     """
 
     def __init__(self, session: Session, target: str, *, follows: bool, routes: Iterable[Route] = ()) -> None:
@@ -66,23 +70,28 @@ class Applier:
         self._fed_by = Counter((route.target_schema, route.target_table) for route in routes)
         self._staging = Staging(session.connection)
         self._guard = guard_for(session.where)
-        replay = RowReplay(session.connection, self._staging, self._guard)
+        self.read_again: set[tuple[str, str]] = set()
+        replay = RowReplay(session.connection, self._staging, self._guard, self.read_again)
         self._fast = FastPath(session.connection, self._staging, self._guard, replay)
         self._strict = StrictPath(session.connection, self._guard, replay)
         self._tables: dict[tuple[str, str], TargetTable | None] = {}
         self._versions: dict[tuple[str, str], str] = {}
         self._shapes: dict[tuple[object, ...], TableShape] = {}
-        self._plans: dict[tuple[Relation, Route], TablePlan] = {}
+        self._plans: dict[tuple[Relation, Route, bool], TablePlan] = {}
         self._flipped: dict[Relation, set[int]] = {}
         self._refused: dict[tuple[str, str], ServerError] = {}
 
-    async def plan(self, relation: Relation, route: Route) -> TablePlan:
+    async def plan(self, relation: Relation, route: Route, *, overlap: bool = False) -> TablePlan:
         """Decide how ``relation`` gets into the route's table. Cached: by relation, and what the catalog says by table.
+
+        ``overlap`` says that the table may hold changes already that are still to come. Then rows that are missing or
+        there are no error, and every change of a row that can be told is applied so that it comes out right; a change
+        of a key that cannot be told stops the table, which then has to be copied live.
 
         Raises `TableStopped` when it cannot, with the SQL that mends it where there is one; `forget` the route before
         asking again.
         """
-        found = self._plans.get((relation, route))
+        found = self._plans.get((relation, route, overlap))
         if found is None:
             name = (route.target_schema, route.target_table)
             if name not in self._tables:
@@ -92,7 +101,7 @@ class Applier:
                     self._tables[name] = await read_table(self._connection, *name)
             try:
                 await self._check_rights(route)
-                found = self._plans[relation, route] = self._make_plan(relation, route)
+                found = self._plans[relation, route, overlap] = self._make_plan(relation, route, overlap)
             except TableStopped as stopped:
                 stopped.relation = relation
                 raise
@@ -238,9 +247,9 @@ class Applier:
 
     def _current(self, plan: TablePlan) -> TablePlan:
         """The plan that has taken the place of ``plan``, if one has."""
-        return self._plans.get((plan.relation, plan.route), plan)
+        return self._plans.get((plan.relation, plan.route, plan.shape.overlap), plan)
 
-    def _make_plan(self, relation: Relation, route: Route) -> TablePlan:
+    def _make_plan(self, relation: Relation, route: Route, overlap: bool) -> TablePlan:
         name = (route.target_schema, route.target_table)
         plan = plan_table(
             relation,
@@ -251,6 +260,7 @@ class Applier:
             triggers_disabled=self._session.triggers_disabled,
             is_shared=self._fed_by[name] > 1,
             flipped=self._flipped.get(relation, ()),
+            overlap=overlap,
         )
         shape = self._shapes.setdefault(plan.shape.content(), plan.shape)
         return TablePlan(plan.relation, plan.route, shape, plan.reader, plan.is_shared, self._versions[name])
@@ -277,7 +287,8 @@ class Applier:
                 "Start the worker again."
             )
         self._flipped.setdefault(relation, set()).add(index)
-        self._plans.pop((relation, plan.route), None)
+        for overlap in (False, True):
+            self._plans.pop((relation, plan.route, overlap), None)
         await self._plan_in(part, plan)
 
     async def _plan_again(self, name: tuple[str, str], routed: list[RoutedPart]) -> None:
@@ -291,7 +302,7 @@ class Applier:
     async def _plan_in(self, part: RoutedPart, plan: TablePlan) -> None:
         """Make a plan anew. `TableStopped` then names the first transaction that would have needed it."""
         try:
-            await self.plan(plan.relation, plan.route)
+            await self.plan(plan.relation, plan.route, overlap=plan.shape.overlap)
         except TableStopped as stopped:
             stopped.commit_lsn, stopped.xid = part.part.commit_lsn, part.part.xid
             raise stopped from None

@@ -22,11 +22,30 @@ def insert(shape: TableShape, stage: str, low: int, high: int) -> str:
     names = quote_list(shape.columns[place].name for place in written)
     values = ", ".join(_value(shape.columns[place], place) for place in written)
     guard = ""
-    if shape.key and not shape.key_is_unique:
+    if shape.key and (shape.overlap or not shape.key_is_unique):
         guard = f" AND NOT EXISTS (SELECT FROM {shape.sql_name} AS t WHERE {_same_key(shape, 'new')})"
     return (
         f"INSERT INTO {shape.sql_name} ({names}) OVERRIDING SYSTEM VALUE "
         f"SELECT {values} FROM {stage} AS s WHERE {_between(low, high)}{guard} ORDER BY s.ordinal"
+    )
+
+
+def upsert(shape: TableShape, stage: str, low: int, high: int) -> str:
+    """Insert staged rows, or give their values to the rows that the target has of their keys.
+
+    The shape's ``key_is_arbiter`` must hold. A column that cannot be updated stays as it is in a row that is there.
+    """
+    written = shape.written
+    sets = _updated(shape, ())
+    action = "NOTHING"
+    if sets:
+        names = [quote(shape.columns[place].name) for place in sets]
+        action = f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in names)}"
+    return (
+        f"INSERT INTO {shape.sql_name} ({quote_list(shape.columns[place].name for place in written)}) "
+        f"OVERRIDING SYSTEM VALUE SELECT {', '.join(_value(shape.columns[place], place) for place in written)} "
+        f"FROM {stage} AS s WHERE {_between(low, high)} ORDER BY s.ordinal "
+        f"ON CONFLICT ({quote_list(shape.columns[place].name for place in shape.key)}) DO {action}"
     )
 
 
@@ -35,19 +54,12 @@ def update(shape: TableShape, stage: str, unchanged: Collection[int], low: int, 
 
     A column that cannot be updated (identity ALWAYS) must have the staged value already, or the count falls short.
     """
-    sets = [place for place in _settable(shape, unchanged) if place not in shape.key]
-    fixed = [
-        f"t.{quote(column.name)} {column.equals} s.new_{place + 1}"
-        for place, column in enumerate(shape.columns)
-        if column.is_written and not column.is_updatable and place not in shape.key and place not in unchanged
-    ]
-    # A table of nothing but its key: the key is set to itself, so that a missing row is still noticed.
-    sets = sets or [place for place in shape.key if shape.columns[place].is_updatable]
+    sets = _updated(shape, unchanged)
     if not sets:
         return None
     return (
         f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, sets)} FROM {stage} AS s "
-        f"WHERE {' AND '.join([_between(low, high), _same_key(shape, 'new'), *fixed])}"
+        f"WHERE {' AND '.join([_between(low, high), _same_key(shape, 'new'), *_fixed(shape, unchanged)])}"
     )
 
 
@@ -59,12 +71,40 @@ def change_key(shape: TableShape, stage: str, unchanged: Collection[int], low: i
     )
 
 
+def take_over(shape: TableShape, stage: str, unchanged: Collection[int], low: int, high: int) -> str | None:
+    """Update rows found by their new key, the key's bytes included; `None` when no column can be set."""
+    sets = _settable(shape, unchanged)
+    if not sets:
+        return None
+    return (
+        f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, sets)} FROM {stage} AS s "
+        f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')}"
+    )
+
+
 def replace(shape: TableShape, stage: str, unchanged: Collection[int], low: int, high: int) -> str:
     """Write rows anew that an UPDATE may not change (identity ALWAYS): found by their old key, deleted, inserted.
 
     The old row's values stay where the new one has none: for unchanged ones and for the target's own columns.
     PostgreSQL inserts what the deletion returns, so each row is gone before it comes again.
     """
+    return _write_anew(shape, stage, unchanged, [_between(low, high), _same_key(shape, "old")])
+
+
+def renew(shape: TableShape, stage: str, unchanged: Collection[int], low: int, high: int) -> str | None:
+    """Write those rows anew, as `replace`, that have the new key and other values where an UPDATE may not change them.
+
+    `None` when every column can be updated.
+    """
+    fixed = _fixed(shape, unchanged)
+    if not fixed:
+        return None
+    return _write_anew(
+        shape, stage, unchanged, [_between(low, high), _same_key(shape, "new"), f"NOT ({' AND '.join(fixed)})"]
+    )
+
+
+def _write_anew(shape: TableShape, stage: str, unchanged: Collection[int], conditions: Sequence[str]) -> str:
     place_of = {column.name: place for place, column in enumerate(shape.columns)}
     kept = []
     for number, name in enumerate(shape.all_columns):
@@ -76,7 +116,7 @@ def replace(shape: TableShape, stage: str, unchanged: Collection[int], low: int,
     values = [f"kept_{number}" for number in range(len(shape.all_columns))]
     return (
         f"WITH gone AS (DELETE FROM {shape.sql_name} AS t USING {stage} AS s "
-        f"WHERE {_between(low, high)} AND {_same_key(shape, 'old')} RETURNING {', '.join(kept)}) "
+        f"WHERE {' AND '.join(conditions)} RETURNING {', '.join(kept)}) "
         f"INSERT INTO {shape.sql_name} ({quote_list(shape.all_columns)}) OVERRIDING SYSTEM VALUE "
         f"SELECT {', '.join(values)} FROM gone"
     )
@@ -87,6 +127,15 @@ def delete(shape: TableShape, stage: str, low: int, high: int) -> str:
     return (
         f"DELETE FROM {shape.sql_name} AS t USING {stage} AS s "
         f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')}"
+    )
+
+
+def delete_old(shape: TableShape, stage: str, low: int, high: int, *, but_new: bool) -> str:
+    """Delete rows found by their old key; with ``but_new`` not those that have the new key, too (1.0 is 1.00)."""
+    stays = f" AND NOT ({_same_key(shape, 'new')})" if but_new else ""
+    return (
+        f"DELETE FROM {shape.sql_name} AS t USING {stage} AS s "
+        f"WHERE {_between(low, high)} AND {_same_key(shape, 'old')}{stays}"
     )
 
 
@@ -160,6 +209,24 @@ def _record(values: str) -> str:
 
 def _between(low: int, high: int) -> str:
     return f"s.ordinal BETWEEN {low} AND {high}"
+
+
+def _updated(shape: TableShape, unchanged: Collection[int]) -> list[int]:
+    """What an update of rows that keep their key sets.
+
+    In a table of nothing but its key, the key is set to itself, so that a missing row is still noticed.
+    """
+    sets = [place for place in _settable(shape, unchanged) if place not in shape.key]
+    return sets or [place for place in shape.key if shape.columns[place].is_updatable]
+
+
+def _fixed(shape: TableShape, unchanged: Collection[int]) -> list[str]:
+    """Conditions: the columns that an UPDATE may not change have the staged value."""
+    return [
+        f"t.{quote(column.name)} {column.equals} s.new_{place + 1}"
+        for place, column in enumerate(shape.columns)
+        if column.is_written and not column.is_updatable and place not in shape.key and place not in unchanged
+    ]
 
 
 def _settable(shape: TableShape, unchanged: Collection[int]) -> list[int]:

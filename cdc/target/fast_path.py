@@ -7,7 +7,7 @@ staged, one COPY per table, and moved on by one statement per kind.
 
 The number of changed rows is checked against what was staged: any difference, and any constraint that objects, raises
 `Refused`, and the caller replays the batch more carefully. So the order of tables is a matter of speed, not of
-correctness.
+correctness. Tables in overlap go the same way, with the statements of `cdc.target.overlap`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from cdc.changes.compaction import Compaction, Contradiction, KeyChange, Outcome
 from cdc.changes.row_reader import Fields, KeyNotSent
 from cdc.changes.transaction import Kind, Run
 from cdc.pgoutput.tuples import NULL, UNCHANGED
-from cdc.target import dml
+from cdc.target import dml, overlap
 from cdc.target.copy_encoding import NotSent, messages_stream, rows_stream
 from cdc.target.rejection import Guard, Reason, Refused
-from cdc.target.row_replay import RowReplay, check_count, row_count
+from cdc.target.row_counts import check_count, row_count
+from cdc.target.row_replay import RowReplay
 from cdc.target.staging import Staging
 from cdc.target.steps import Group, RoutedPart, Step, TargetName, parents_first, split, stretched
 from cdc.target.table_plan import TablePlan, TableShape
@@ -125,7 +126,7 @@ class FastPath:
 
     async def _fold(self, group: Group) -> list[Outcome | KeyChange]:
         """The stretches of a group; one empty outcome when nothing is left."""
-        compaction = Compaction(keeps_rows=group.shape.keeps_rows)
+        compaction = Compaction(keeps_rows=group.shape.keeps_rows, overlap=group.shape.overlap)
         folded = 0
         try:
             for (plan, kind), rows in stretched(((plan, run.kind), run.rows) for plan, run in group.runs):
@@ -165,11 +166,17 @@ class FastPath:
         shape = staged.shape
         if staged.deletes is not None:
             low, high = staged.deletes
+            if shape.overlap:
+                await overlap.delete(self._connection, self._guard, shape, self._staging.name(shape), low, high)
+                return
             sql = dml.delete(shape, self._staging.name(shape), low, high)
             await self._execute(shape, sql, high - low + 1, may_fall_short=shape.loses_rows)
 
     async def _update_and_insert(self, staged: _Staged) -> None:
         shape, stage = staged.shape, self._staging.name(staged.shape)
+        if shape.overlap:
+            await self._overlap(staged, stage)
+            return
         for unchanged, low, high in staged.updates:
             sql = dml.update(shape, stage, unchanged, low, high)
             if sql is not None:
@@ -188,6 +195,13 @@ class FastPath:
                     format="binary",
                 )
             check_count(shape, row_count(tag), len(inserts))
+
+    async def _overlap(self, staged: _Staged, stage: str) -> None:
+        shape = staged.shape
+        for unchanged, low, high in staged.updates:
+            await overlap.update(self._connection, self._guard, shape, stage, unchanged, low, high)
+        if staged.inserts is not None:
+            await overlap.upsert(self._connection, self._guard, shape, stage, *staged.inserts)
 
     async def _copy_messages(self, shape: TableShape, runs: Sequence[tuple[TablePlan, Run]]) -> None:
         """Copy the rows of insert messages straight into the table."""
@@ -215,7 +229,7 @@ class FastPath:
 
 def copies_inserts(shape: TableShape) -> bool:
     """Whether new rows may go by COPY into the table: it takes them as they are, and refuses a key that it has."""
-    return shape.copies_directly and (shape.key_is_unique or not shape.key)
+    return shape.copies_directly and not shape.overlap and (shape.key_is_unique or not shape.key)
 
 
 def _goes_straight_in(group: Group) -> bool:

@@ -35,6 +35,7 @@ class SourceHistory:
     at which it ended. ``wal_position`` is the end of the source's WAL. ``confirmed_lsn`` is the slot's
     confirmed_flush_lsn, `None` when there is no slot of that name; ``slot_is_lost`` when its WAL is gone (wal_status
     lost, or invalidated). ``incarnation`` is `None` when the source has no heartbeat row for this pipeline.
+    ``lane_slot`` is the slot that these are of, where that is not the shared ``slot``.
     """
 
     system_identifier: str
@@ -45,6 +46,7 @@ class SourceHistory:
     confirmed_lsn: Lsn | None
     slot_is_lost: bool
     incarnation: UUID | None
+    lane_slot: str | None = None
 
 
 def check_history(
@@ -117,13 +119,14 @@ def _other_incarnation(stored: History, source: SourceHistory) -> str | None:
 def _other_slot(stored: History, position: Lsn, source: SourceHistory) -> str | None:
     if stored.slot != source.slot:
         return f"it follows slot {stored.slot!r}, but the configuration says {source.slot!r}"
+    slot = source.lane_slot or source.slot
     if source.confirmed_lsn is None:
-        return f"slot {source.slot!r} does not exist at the source any more, and with it the WAL since {position}"
+        return f"slot {slot!r} does not exist at the source any more, and with it the WAL since {position}"
     if source.slot_is_lost:
-        return f"slot {source.slot!r} has lost its WAL (max_slot_wal_keep_size), and with it what the target lacks"
+        return f"slot {slot!r} has lost its WAL (max_slot_wal_keep_size), and with it what the target lacks"
     if source.confirmed_lsn > position:
         return (
-            f"slot {source.slot!r} starts at {source.confirmed_lsn}, ahead of the target's position {position}: what "
+            f"slot {slot!r} starts at {source.confirmed_lsn}, ahead of the target's position {position}: what "
             "lies between is not streamed again"
         )
     return None

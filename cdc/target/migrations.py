@@ -31,8 +31,8 @@ COMMENT ON COLUMN cdc.migration.name IS 'Name of that file, without number and e
 COMMENT ON COLUMN cdc.migration.applied_at IS 'When it was applied, by this server''s clock';
 """
 
-_OURS = ("target_table", "target", "migration")
-"""The tables that the migrations create, dependents first."""
+_CREATED = re.compile(r"^CREATE (?:UNLOGGED )?TABLE (cdc\.\w+)", re.MULTILINE)
+"""What the migrations say when they create a table; they are ours, and written like this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,16 @@ async def remove(session: Session) -> None:
                 "DROP FUNCTION IF EXISTS"
                 " cdc.advance(text, bigint, pg_lsn, pg_lsn, bigint, timestamptz, bigint, timestamptz)"
             )
-            for table in _OURS:
-                await connection.execute(f"DROP TABLE IF EXISTS cdc.{table}")
+            for table in _tables():
+                await connection.execute(f"DROP TABLE IF EXISTS {table}")
             if await connection.fetchval(statements.load("target", "schema_is_empty")):
                 await connection.execute("DROP SCHEMA cdc")
+
+
+def _tables() -> list[str]:
+    """The tables that the migrations create, dependents first."""
+    created = [table for migration in known() for table in _CREATED.findall(migration.sql)]
+    return [*reversed(created), "cdc.migration"]
 
 
 async def _prepare(session: Session) -> set[int]:

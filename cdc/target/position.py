@@ -23,9 +23,10 @@ from uuid import UUID
 import asyncpg
 
 from cdc import statements
-from cdc.errors import ConfigurationError, FenceLost, SetupError, TargetUnavailable
+from cdc.errors import ConfigurationError, FenceLost, SetupError, TargetLoading, TargetUnavailable
 from cdc.identifiers import quote_literal
 from cdc.lsn import Lsn
+from cdc.target.generation import generation_key
 from cdc.target.history import History
 from cdc.target.session import Session, target_errors
 
@@ -43,15 +44,21 @@ _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 class Ownership:
     """A target that is ours until somebody takes it: what `take` found.
 
-    ``history`` and ``position`` are `None` together: the target has never been loaded.
+    ``key`` is the row's: the pipeline's name, or that of a generation beside. ``history`` and ``position`` are `None`
+    together: the target has never been loaded. ``cut_over_heartbeat`` is the heartbeat that makes it exactly
+    consistent; `None` once that has come, or where no backup was restored. ``consistent_time`` is by the source's
+    clock.
     """
 
-    pipeline: str
+    key: str
     target: str
     fence: int
     state: str
     position: Lsn | None
     history: History | None
+    cut_over_heartbeat: int | None
+    consistent_at: Lsn | None
+    consistent_time: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,8 @@ class TargetState:
     heartbeat_at: datetime | None
     last_error: str | None
     last_error_at: datetime | None
+    cut_over_heartbeat: int | None
+    consistent_time: datetime | None
 
 
 async def register(session: Session, pipeline: str, target: str) -> None:
@@ -104,35 +113,53 @@ async def read(session: Session, pipeline: str) -> TargetState | None:
         heartbeat_at=row["heartbeat_at"],
         last_error=row["last_error"],
         last_error_at=row["last_error_at"],
+        cut_over_heartbeat=row["cut_over_heartbeat"],
+        consistent_time=row["consistent_time"],
     )
 
 
-async def take(session: Session, pipeline: str) -> Ownership:
+async def take(session: Session, key: str, *, loads: bool = True) -> Ownership:
     """Become the owner of a target: durable, and alone, when it returns.
 
-    The session that takes is the one that must write. Raises `SetupError` when the row is missing (cdc setup),
-    `TargetUnavailable` when the former owner's session cannot be ended or a rival is faster each time.
+    The session that takes is the one that must write. ``loads`` is said by a bootstrap; whoever else finds that the
+    target is being loaded gets `TargetLoading`, and has disturbed nobody. Raises `SetupError` when the row is missing
+    (cdc setup), `TargetUnavailable` when the former owner's session cannot be ended or a rival is faster each time.
     """
     connection = session.connection
     for _ in range(_TAKE_ATTEMPTS):
         with target_errors("ending the former owner's session", session.where):
             before = await connection.fetchrow(
-                statements.load("target", "terminate_owner"), pipeline, TERMINATE_TIMEOUT_MS
+                statements.load("target", "terminate_owner"), key, TERMINATE_TIMEOUT_MS, loads
             )
         if before is None:
-            raise SetupError(f"{session.where}: it is not set up for pipeline {pipeline!r}; run cdc setup.")
+            raise SetupError(f"{session.where}: it is not set up for pipeline {key!r}; run cdc setup.")
+        if before["is_refused"]:
+            raise TargetLoading(
+                f"{session.where} is being loaded by `cdc bootstrap`, or that was interrupted: it is taken when it is "
+                f"loaded (run `cdc bootstrap` again if none runs)."
+            )
         if before["is_gone"] is False:
             raise TargetUnavailable(
                 f"{session.where}: the session of its former owner does not end within "
                 f"{TERMINATE_TIMEOUT_MS // 1000} seconds; it is tried again."
             )
         with target_errors("taking the target", session.where):
-            row = await connection.fetchrow(statements.load("target", "take"), pipeline, before["fence"])
+            row = await connection.fetchrow(statements.load("target", "take"), key, before["fence"], loads)
         if row is not None:
             position, history = _history(row["position"], row)
-            return Ownership(pipeline, row["target"], row["fence"], row["state"], position, history)
+            return Ownership(
+                key,
+                row["target"],
+                row["fence"],
+                row["state"],
+                position,
+                history,
+                row["cut_over_heartbeat"],
+                None if row["consistent_at"] is None else Lsn.parse(row["consistent_at"]),
+                row["consistent_time"],
+            )
     raise TargetUnavailable(
-        f"{session.where}: other workers keep taking the target of pipeline {pipeline!r}; run one worker only."
+        f"{session.where}: other workers keep taking the target of pipeline {key!r}; run one worker only."
     )
 
 
@@ -153,12 +180,29 @@ def advance_sql(
     does not stand at ``from_position``. ``commit_time_us`` counts from 2000-01-01 UTC as in the stream. Numbers, LSNs,
     times and the pipeline's name only: no value of a row is in it.
     """
-    commit_at = None if commit_time_us is None else _EPOCH + timedelta(microseconds=commit_time_us)
+    commit_at = None if commit_time_us is None else time_of(commit_time_us)
     count = "NULL" if heartbeat_count is None else heartbeat_count
     return (
         f"SELECT cdc.advance({quote_literal(pipeline)}, {fence}, '{from_position}', '{to_position}', {transactions}, "
         f"{_timestamp(commit_at)}, {count}, {_timestamp(heartbeat_at)})"
     )
+
+
+def cut_over_sql(pipeline: str, fence: int, at: Lsn, commit_time_us: int) -> str:
+    """The target is exactly consistent at ``at``, from the commit of this target transaction on.
+
+    To be sent before `advance_sql`, together with `cdc.target.table_state.cut_over_sql`.
+    """
+    return (
+        f"UPDATE cdc.target SET cut_over_heartbeat = NULL, consistent_at = '{at}',"
+        f" consistent_time = {_timestamp(time_of(commit_time_us))}"
+        f" WHERE pipeline = {quote_literal(pipeline)} AND fence = {fence}"
+    )
+
+
+def time_of(commit_time_us: int) -> datetime:
+    """A commit's time as in the stream (microseconds since 2000-01-01 UTC) as a time."""
+    return _EPOCH + timedelta(microseconds=commit_time_us)
 
 
 async def record_history(
@@ -199,6 +243,28 @@ async def record_state(
     )
 
 
+async def record_cut_over(session: Session, pipeline: str, fence: int, heartbeat: int) -> None:
+    """Say with which heartbeat the target will be exactly consistent: the second after the last one in its backup.
+
+    Until the stream has brought it, nothing is known of when it will be. Raises `FenceLost`.
+    """
+    await _update(
+        session,
+        pipeline,
+        fence,
+        "cut_over_heartbeat = $3, consistent_at = NULL, consistent_time = NULL",
+        heartbeat,
+    )
+
+
+async def record_lost(session: Session, pipeline: str) -> None:
+    """Say that the target needs a resync, unless somebody is loading it already. Needs no fence."""
+    with target_errors("recording the target's state", session.where):
+        await session.connection.execute(
+            "UPDATE cdc.target SET state = 'needs resync' WHERE pipeline = $1 AND state <> 'loading'", pipeline
+        )
+
+
 async def record_error(session: Session, pipeline: str, error: str | None) -> None:
     """Say in the target what went wrong, in one sentence of ours; `None` when it has passed. Needs no fence."""
     with target_errors("recording an error", session.where):
@@ -211,16 +277,44 @@ async def record_error(session: Session, pipeline: str, error: str | None) -> No
         )
 
 
+async def forget_load(session: Session, key: str, fence: int) -> None:
+    """Forget how far a load had come that nothing can join to the stream any more: all its tables begin anew.
+
+    Raises `FenceLost`.
+    """
+    connection = session.connection
+    with target_errors("forgetting an interrupted load", session.where):
+        async with connection.transaction():
+            tag = await connection.execute(statements.load("target", "forget_load"), key, fence)
+            await connection.execute(
+                "UPDATE cdc.target_table SET state = 'copying', position = NULL, consistent_from = NULL, reason = NULL,"
+                " mend = NULL, sqlstate = NULL, stopped_at = NULL WHERE pipeline = $1",
+                key,
+            )
+            await connection.execute("DELETE FROM cdc.backup_load WHERE pipeline = $1", key)
+    _must_match(tag, session)
+
+
 async def forget(session: Session, pipeline: str) -> bool:
     """Remove everything that is known about a pipeline; true when no other pipeline is left in this database.
 
-    Its tables' rows go first by hand: in a session that disables triggers no foreign key cascades.
+    A generation that stands beside is forgotten with it, and so are the records of its loads. Rows that refer to others
+    go first, by hand: in a session that disables triggers no foreign key cascades. A schema that an older version made
+    lacks some of the tables.
     """
     connection = session.connection
+    keys = [pipeline, generation_key(pipeline)]
     with target_errors("forgetting the pipeline", session.where):
         async with connection.transaction():
-            await connection.execute("DELETE FROM cdc.target_table WHERE pipeline = $1", pipeline)
-            await connection.execute("DELETE FROM cdc.target WHERE pipeline = $1", pipeline)
+            tables = [row["name"] for row in await connection.fetch(statements.load("target", "kept_by_pipeline"))]
+            if "cdc.bootstrap_run" in tables:
+                await connection.execute(
+                    "DELETE FROM cdc.bootstrap_step WHERE run IN"
+                    " (SELECT run FROM cdc.bootstrap_run WHERE pipeline = ANY ($1))",
+                    keys,
+                )
+            for table in tables:
+                await connection.execute(f"DELETE FROM {table} WHERE pipeline = ANY ($1)", keys)
             return not await connection.fetchval("SELECT EXISTS (SELECT FROM cdc.target)")
 
 

@@ -56,6 +56,7 @@ class Reason(Enum):
     KEY_NOT_SENT = "key not sent"
     NOT_IDENTIFIED = "not identified"
     SHARED_TRUNCATE = "shared truncate"
+    UNDECIDED = "undecided"
 
 
 class Refused(Exception):
@@ -175,6 +176,12 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
             sentence = (
                 f"{which} truncates the source's table, but other tables are routed to this one, too, so that "
                 f"nobody can tell which rows are to go: load this table again ({again})."
+            )
+        case Reason.UNDECIDED:
+            sentence = (
+                f"{change} of {which} gives a row another key without sending all its values, while the table is being "
+                "joined to its backup, and the rows do not tell whether the backup holds that change already: load "
+                f"this table from the live source ({again})."
             )
         case _ if server is not None and server.sqlstate == _UNKNOWN_LABEL:
             sentence, sql = _unknown_label(plan, which, server)

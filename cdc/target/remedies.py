@@ -20,6 +20,8 @@ def load_table_again(table: str, target: str) -> str:
 def load_target_again(target: str) -> str:
     """How one target is loaded again while the slot and the other targets stay as they are."""
     return (
-        f"stop the worker, run `cdc teardown --target {target}`, empty the tables that it names, run `cdc setup` and "
-        "`cdc bootstrap --from live`, start the worker"
+        f"run `cdc bootstrap --from live --anew --target {target}` (or --from backup): it is loaded beside its tables "
+        f"and swapped in at the end; where its tables are somebody else's: stop the worker, run "
+        f"`cdc teardown --target {target}`, empty the tables that it names, run `cdc setup` and "
+        f"`cdc bootstrap --from live`, start the worker"
     )

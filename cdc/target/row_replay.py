@@ -10,7 +10,7 @@ Tables without a key always go this way (their changes cannot be folded), and so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -19,8 +19,9 @@ import asyncpg
 from cdc.changes.row_reader import Fields, FormatChanged, KeyNotSent, places_unchanged
 from cdc.changes.transaction import Kind
 from cdc.pgoutput.tuples import NULL, UNCHANGED, UnexpectedFormat
-from cdc.target import dml
+from cdc.target import dml, overlap
 from cdc.target.rejection import UNIQUE_VIOLATION, Guard, Reason, Refused
+from cdc.target.row_counts import check_count, row_count
 from cdc.target.staging import Staging, old_places
 from cdc.target.table_plan import TablePlan, TableShape
 
@@ -61,10 +62,18 @@ class Range:
 class RowReplay:
     """Applies changes of one table in order, inside the caller's transaction."""
 
-    def __init__(self, connection: asyncpg.Connection, staging: Staging, guard: Guard) -> None:
+    def __init__(
+        self,
+        connection: asyncpg.Connection,
+        staging: Staging,
+        guard: Guard,
+        read_again: Collection[tuple[str, str]] = (),
+    ) -> None:
+        """``read_again``: the tables, ``(schema, name)``, of which rows that were left uncertain are read again."""
         self._connection = connection
         self._staging = staging
         self._guard = guard
+        self._read_again = read_again
 
     async def apply(self, plan: TablePlan, kind: Kind, messages: Sequence[bytes]) -> None:
         """Apply changes of one kind. The plan's staging table must exist.
@@ -103,6 +112,9 @@ class RowReplay:
 
     async def _attempt(self, shape: TableShape, rows: Range, low: int, high: int) -> None:
         """One statement under a savepoint; all or nothing."""
+        if shape.overlap:
+            await self._attempt_in_overlap(shape, rows, low, high)
+            return
         sql = self._statement(shape, rows, low, high)
         if sql is None:
             return
@@ -120,6 +132,37 @@ class RowReplay:
         with self._guard(shape):
             changed = row_count(await self._connection.execute(f"SAVEPOINT cdc_rows; {sql}"))
         check_count(shape, changed, high - low + 1, may_fall_short=rows.action is Action.DELETE and shape.loses_rows)
+
+    async def _attempt_in_overlap(self, shape: TableShape, rows: Range, low: int, high: int) -> None:
+        """What overlap asks for instead of one statement; all or nothing, too."""
+        await self._connection.execute("SAVEPOINT cdc_rows")
+        try:
+            await self._overlap(shape, rows, low, high)
+        except Refused:
+            await self._connection.execute("ROLLBACK TO SAVEPOINT cdc_rows; RELEASE SAVEPOINT cdc_rows")
+            raise
+        await self._connection.execute("RELEASE SAVEPOINT cdc_rows")
+
+    async def _overlap(self, shape: TableShape, rows: Range, low: int, high: int) -> None:
+        connection, guard, stage = self._connection, self._guard, self._staging.name(shape)
+        match rows.action:
+            case Action.DELETE:
+                await overlap.delete(connection, guard, shape, stage, low, high)
+            case Action.UPDATE if rows.unchanged:
+                await overlap.update(connection, guard, shape, stage, rows.unchanged, low, high)
+            case Action.INSERT | Action.UPDATE:
+                await overlap.upsert(connection, guard, shape, stage, low, high)
+            case Action.CHANGE_KEY:
+                for ordinal in range(low, high + 1):
+                    await overlap.change_key(
+                        connection,
+                        guard,
+                        shape,
+                        stage,
+                        rows.unchanged,
+                        ordinal,
+                        is_read_again=(shape.schema, shape.name) in self._read_again,
+                    )
 
     async def _look_closer(self, shape: TableShape, rows: Range, refused: Refused, ordinal: int) -> None:
         """A single row was refused: do what a set could not, or find out more."""
@@ -201,19 +244,6 @@ def ranges(plan: TablePlan, kind: Kind, messages: Sequence[bytes]) -> Iterator[R
         current.size += len(message)
     if current is not None:
         yield current
-
-
-def row_count(tag: str) -> int:
-    """The number of rows in a command tag, ``UPDATE 3``."""
-    return int(tag.rpartition(" ")[2])
-
-
-def check_count(shape: TableShape, changed: int, expected: int, *, may_fall_short: bool = False) -> None:
-    """Raise `Refused` when a statement changed another number of rows than were staged for it."""
-    if changed > expected:
-        raise Refused(shape, Reason.SURPLUS)
-    if changed < expected and not may_fall_short:
-        raise Refused(shape, Reason.MISSING)
 
 
 def _read(plan: TablePlan, kind: Kind, message: bytes) -> tuple[Action, Fields, tuple[bytes, ...]]:

@@ -7,14 +7,15 @@ what remains is never decided by it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cdc.target.session import Session, target_errors
 
 Ready = Callable[[], Awaitable[Session]]
-"""Gives a session on the target that is in no transaction; another one where it was lost."""
+"""Gives a session on the target that nobody else uses and that is in no transaction; another where it was lost."""
 
 
 @dataclass(slots=True)
@@ -27,43 +28,48 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """The record of one run in one target."""
+    """The record of one run in one target. Several tasks may have steps at the same time."""
 
     run: int
     ready: Ready
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @asynccontextmanager
     async def step(self, kind: str, name: str | None = None) -> AsyncIterator[Step]:
         """Record what happens inside the block: its beginning when it begins, its end only when it succeeds."""
-        session = await self.ready()
-        with target_errors("recording a step", session.where):
-            number = await session.connection.fetchval(
-                "INSERT INTO cdc.bootstrap_step (run, kind, object) VALUES ($1, $2, $3) RETURNING step",
-                self.run,
-                kind,
-                name,
-            )
+        async with self._turn:
+            session = await self.ready()
+            with target_errors("recording a step", session.where):
+                number = await session.connection.fetchval(
+                    "INSERT INTO cdc.bootstrap_step (run, kind, object) VALUES ($1, $2, $3) RETURNING step",
+                    self.run,
+                    kind,
+                    name,
+                )
         step = Step()
         yield step
-        session = await self.ready()
-        with target_errors("recording a step", session.where):
-            await session.connection.execute(
-                "UPDATE cdc.bootstrap_step SET finished_at = pg_catalog.clock_timestamp(), row_count = $2,"
-                " size_bytes = $3 WHERE step = $1",
-                number,
-                step.rows,
-                step.size,
-            )
+        async with self._turn:
+            session = await self.ready()
+            with target_errors("recording a step", session.where):
+                await session.connection.execute(
+                    "UPDATE cdc.bootstrap_step SET finished_at = pg_catalog.clock_timestamp(), row_count = $2,"
+                    " size_bytes = $3 WHERE step = $1",
+                    number,
+                    step.rows,
+                    step.size,
+                )
 
     async def end(self, outcome: str) -> None:
         """The run is over: ``done``, or what ended it, in a sentence."""
-        session = await self.ready()
-        with target_errors("recording the end of the run", session.where):
-            await session.connection.execute(
-                "UPDATE cdc.bootstrap_run SET finished_at = pg_catalog.clock_timestamp(), outcome = $2 WHERE run = $1",
-                self.run,
-                outcome,
-            )
+        async with self._turn:
+            session = await self.ready()
+            with target_errors("recording the end of the run", session.where):
+                await session.connection.execute(
+                    "UPDATE cdc.bootstrap_run SET finished_at = pg_catalog.clock_timestamp(), outcome = $2"
+                    " WHERE run = $1",
+                    self.run,
+                    outcome,
+                )
 
 
 async def begin_run(ready: Ready, pipeline: str, target: str, origin: str) -> RunRecord:

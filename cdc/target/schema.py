@@ -1,4 +1,4 @@
-"""Tables for a target whose schema follows the source's: schemas, types, tables, primary keys, indexes.
+"""Tables for a target whose schema follows the source's: schemas, types, tables, primary keys.
 
 Everything here only adds. What exists is never touched, whoever created it (invariant 9); where it does not fit, an
 error says so. A table gets the columns that its route names, their types and NOT NULL, and nothing else: no defaults,
@@ -103,11 +103,20 @@ async def create_table(session: Session, table: NewTable) -> bool:
             await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
             if await _exists(connection, table.schema, table.name):
                 return False
-            await _create_schema(connection, table.schema)
+            await create_schema(connection, table.schema)
             for data_type in _parts_first(column.type for column in table.columns):
                 await _create_type(session, data_type)
             await connection.execute(create_table_sql(table))
     return True
+
+
+async def create_schema(connection: asyncpg.Connection, schema: str) -> None:
+    """Create a schema where it is missing, in whatever transaction the connection is.
+
+    CREATE SCHEMA IF NOT EXISTS asks for the right to create schemas even where the schema exists, so look first.
+    """
+    if not await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", quote(schema)):
+        await connection.execute(f"CREATE SCHEMA {quote(schema)}")
 
 
 async def add_primary_key(session: Session, table: NewTable) -> bool:
@@ -125,33 +134,6 @@ async def add_primary_key(session: Session, table: NewTable) -> bool:
         await session.connection.execute(
             f"ALTER TABLE {table.sql_name} ADD PRIMARY KEY ({quote_list(table.primary_key)})"
         )
-    return True
-
-
-async def create_index(
-    session: Session, schema: str, table: str, name: str, definition: str, constraint_definition: str | None = None
-) -> bool:
-    """Create an index of the source's under its name, where no index of that name is there; true when it was created.
-
-    ``definition`` is the source's CREATE INDEX, which fits because a following target has the source's names.
-    ``constraint_definition`` (``UNIQUE (…) DEFERRABLE``) makes it a constraint, which a plain index could not replace
-    where it is deferrable. Raises `SetupError` when the name belongs to something else.
-    """
-    connection = session.connection
-    where = quote_qualified(schema, table)
-    with target_errors(f"creating index {name} of {schema}.{table}", session.where):
-        owner = await connection.fetchval(statements.load("target", "index_owner"), schema, name)
-        if owner == where:
-            return False
-        if owner is not None:
-            raise SetupError(
-                f"{session.where}: index {name} of {schema}.{table} cannot be created: its name is taken there.",
-                sql=f"ALTER INDEX {quote_qualified(schema, name)} RENAME TO …;",
-            )
-        if constraint_definition is None:
-            await connection.execute(definition)
-        else:
-            await connection.execute(f"ALTER TABLE {where} ADD CONSTRAINT {quote(name)} {constraint_definition}")
     return True
 
 
@@ -189,12 +171,6 @@ async def _exists(connection: asyncpg.Connection, schema: str, table: str) -> bo
     return bool(found)
 
 
-async def _create_schema(connection: asyncpg.Connection, schema: str) -> None:
-    """CREATE SCHEMA IF NOT EXISTS asks for the right to create schemas even where the schema exists, so look first."""
-    if not await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", quote(schema)):
-        await connection.execute(f"CREATE SCHEMA {quote(schema)}")
-
-
 async def _create_type(session: Session, data_type: DataType) -> None:
     """Create a type that is missing; one that exists must know the source's labels."""
     connection = session.connection
@@ -211,7 +187,7 @@ async def _create_type(session: Session, data_type: DataType) -> None:
     sql = create_type_sql(data_type)
     if sql is None:
         raise await _missing_type(session, data_type)
-    await _create_schema(connection, data_type.schema)
+    await create_schema(connection, data_type.schema)
     await connection.execute(sql)
 
 

@@ -62,6 +62,7 @@ class TableShape:
     - ``key``: places of the columns that identify a row; empty when nothing does. ``matches_whole_row``: rows are then
       identified by all their values (REPLICA IDENTITY FULL without a key); if neither holds only inserts can arrive.
     - ``key_is_unique``: the target itself refuses a second row of the same key, at once.
+    - ``key_is_arbiter``: it does so by an index of exactly the key's columns, which ON CONFLICT can name.
     - ``copies_directly``: COPY may write rows straight into the table.
     - ``keeps_rows``: a changed key must keep the row (it is referred to, or has columns of the target's own).
     - ``replaces_rows``: the key cannot be updated (identity ALWAYS), the row must be written anew.
@@ -69,6 +70,7 @@ class TableShape:
     - ``all_columns``: every column of the target's table that can be written.
     - ``references``: the tables, ``(schema, name)``, that a foreign key which fires points to.
     - ``defers``: constraints of the table can be deferred and fire.
+    - ``overlap``: the table may hold changes that are still to be streamed over it (cdc.target.overlap).
     """
 
     schema: str
@@ -77,6 +79,7 @@ class TableShape:
     key: tuple[int, ...]
     matches_whole_row: bool
     key_is_unique: bool
+    key_is_arbiter: bool
     copies_directly: bool
     keeps_rows: bool
     replaces_rows: bool
@@ -84,6 +87,7 @@ class TableShape:
     all_columns: tuple[str, ...]
     references: frozenset[tuple[str, str]]
     defers: bool
+    overlap: bool
 
     @property
     def sql_name(self) -> str:
@@ -136,6 +140,7 @@ def plan_table(
     triggers_disabled: bool,
     is_shared: bool = False,
     flipped: Collection[int] = (),
+    overlap: bool = False,
 ) -> TablePlan:
     """Decide how ``relation`` gets into ``table``.
 
@@ -150,6 +155,8 @@ def plan_table(
         flipped: Columns of the relation, by index, whose values come in the other format than their type's send
         function
             suggests: all of them in a stream of text values (hazard 25).
+        overlap: Whether the table may hold changes already that are streamed over it: it was restored from a backup and
+            its target is not cut over yet.
 
     Raises:
         TableStopped: the rows cannot be written as they are, with what to do about it.
@@ -161,6 +168,11 @@ def plan_table(
     projection = planner.projection(found)
     planner.check_left_out(found, projection)
     key = planner.key(found, projection)
+    if overlap and not key:
+        raise planner.stop(
+            "changes that a backup may hold already can only be applied where a key identifies the rows; copy this "
+            "table from the live source."
+        )
     as_text = tuple((index in flipped) == column.type.has_binary for index, column in enumerate(relation.columns))
     columns, direct = planner.columns(found, projection, as_text)
     key_names = {projection.target_columns[place] for place in key or ()}
@@ -175,6 +187,7 @@ def plan_table(
         key=key or (),
         matches_whole_row=key is None,
         key_is_unique=any(k.is_immediate and set(k.columns) <= key_names for k in found.unique_keys),
+        key_is_arbiter=any(k.is_immediate and set(k.columns) == key_names for k in found.unique_keys),
         copies_directly=direct,
         keeps_rows=(referenced or not set(all_columns) <= set(projection.target_columns)) and not replaces_rows,
         replaces_rows=replaces_rows,
@@ -186,6 +199,7 @@ def plan_table(
             any(k.deferrable for k in (*found.foreign_keys, *found.referenced_by))
             or any(not k.is_immediate for k in found.unique_keys)
         ),
+        overlap=overlap,
     )
     wire = bytes(TEXT if text else BINARY for text in as_text)
     return TablePlan(relation, route, shape, row_reader(relation, wire, projection.indices, shape.key), is_shared)

@@ -3,7 +3,11 @@
 A table is mostly where its target is, and then its ``position`` here is NULL. It has a position of its own in two
 cases: ahead of the target after its load (it holds everything up to ``consistent_from``), and behind it when it stopped
 alone and when it catches up afterwards. A change of the table at ``commit_lsn`` is to be applied if and only if the
-table is streaming and ``commit_lsn >= coalesce(table's position, target's position)`` (why: `cdc.service.positions`).
+table is streaming or in overlap, and ``commit_lsn >= coalesce(table's position, target's position)`` (why:
+`cdc.service.positions`).
+
+A table in overlap holds rows of a backup, and changes that they may hold already are applied over them. At the cut-over
+of its target it becomes strict, or, where it stands behind the others, is given up: it can only be copied then.
 
 Everything here runs in whatever transaction the session is in. What decides what is applied (`stop`, `resume`, the
 positions) belongs into a transaction that ends with ``cdc.advance``, so that only the owner of the target can commit
@@ -12,7 +16,7 @@ it. What every batch may need is SQL text, to travel with that end in one round 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -21,6 +25,11 @@ from cdc.identifiers import quote_literal
 from cdc.lsn import Lsn
 from cdc.routing.route import Route
 from cdc.target.session import Session, target_errors
+
+_GIVEN_UP = (
+    "state = 'copying', position = NULL, consistent_from = NULL, reason = NULL, mend = NULL, sqlstate = NULL,"
+    " stopped_at = NULL, stopped_in_overlap = false"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,13 @@ class TableState:
     truncated: int
     created_by_cdc: bool
     source_oid: int | None
+    source_filenode: int | None
+    stopped_in_overlap: bool
+
+    @property
+    def is_overlap(self) -> bool:
+        """Whether its changes are applied in overlap mode, now or when it goes on."""
+        return self.state == "overlap" or (self.state == "stopped" and self.stopped_in_overlap)
 
     @property
     def source_name(self) -> str:
@@ -80,9 +96,37 @@ async def read(session: Session, pipeline: str) -> list[TableState]:
     ]
 
 
-async def mark_copying(session: Session, pipeline: str, route: Route, *, created_by_cdc: bool = False) -> None:
-    """The table's first load begins, or begins again; its counters start from zero."""
-    await _mark(session, pipeline, route, "copying", None, created_by_cdc, None)
+async def mark_copying(
+    session: Session,
+    pipeline: str,
+    route: Route,
+    *,
+    source_oid: int | None = None,
+    source_filenode: int | None = None,
+    created_by_cdc: bool = False,
+) -> None:
+    """The table's first load begins, or begins again; its counters start from zero.
+
+    What is not given of ``source_oid`` and ``source_filenode`` stays as it was recorded.
+    """
+    await _mark(session, pipeline, route, "copying", None, created_by_cdc, source_oid, source_filenode)
+
+
+async def mark_overlap(
+    session: Session,
+    pipeline: str,
+    route: Route,
+    *,
+    source_oid: int | None = None,
+    source_filenode: int | None = None,
+    created_by_cdc: bool = False,
+) -> None:
+    """The table's rows are in, and may hold some of what the stream will bring from its target's position on.
+
+    Call it only where the target's position is one from which the stream makes the table whole. What is not given of
+    ``source_oid`` and ``source_filenode`` stays as it was recorded.
+    """
+    await _mark(session, pipeline, route, "overlap", None, created_by_cdc, source_oid, source_filenode)
 
 
 async def mark_streaming(
@@ -99,7 +143,7 @@ async def mark_streaming(
     `None`: it stands where its target stands. ``source_oid`` is the oid of the table that it was loaded from; it stays
     when it is not given, and ``created_by_cdc`` stays true once it was said.
     """
-    await _mark(session, pipeline, route, "streaming", consistent_from, created_by_cdc, source_oid)
+    await _mark(session, pipeline, route, "streaming", consistent_from, created_by_cdc, source_oid, None)
 
 
 async def stop(
@@ -120,11 +164,12 @@ async def stop(
 
 
 async def resume(session: Session, pipeline: str, source: TableName) -> None:
-    """Let a stopped table go on from the position that it holds."""
+    """Let a stopped table go on from the position that it holds, in overlap where it was in that."""
     with target_errors(f"resuming table {'.'.join(source)}", session.where):
         await session.connection.execute(
-            "UPDATE cdc.target_table SET state = 'streaming', reason = NULL, mend = NULL, sqlstate = NULL,"
-            " stopped_at = NULL WHERE pipeline = $1 AND source_schema = $2 AND source_table = $3 AND state = 'stopped'",
+            "UPDATE cdc.target_table SET state = CASE WHEN stopped_in_overlap THEN 'overlap' ELSE 'streaming' END,"
+            " reason = NULL, mend = NULL, sqlstate = NULL, stopped_at = NULL, stopped_in_overlap = false"
+            " WHERE pipeline = $1 AND source_schema = $2 AND source_table = $3 AND state = 'stopped'",
             pipeline,
             *source,
         )
@@ -164,6 +209,33 @@ def count_sql(pipeline: str, counts: Mapping[TableName, RowCounts]) -> str:
     )
 
 
+def cut_over_sql(pipeline: str) -> str:
+    """The tables of a target that has just become exactly consistent, made as one text of two statements.
+
+    Those in overlap stream from now on; those that were in overlap and stand behind the target can never be joined to
+    the stream without a gap: they are to be copied. To be sent after the tables' positions and before the target's.
+    """
+    where = f"WHERE pipeline = {quote_literal(pipeline)}"
+    return (
+        f"UPDATE cdc.target_table SET state = 'streaming' {where} AND state = 'overlap' AND position IS NULL; "
+        f"UPDATE cdc.target_table SET {_GIVEN_UP} {where}"
+        " AND (state = 'overlap' OR (state = 'stopped' AND stopped_in_overlap))"
+    )
+
+
+async def give_up(session: Session, pipeline: str, tables: Sequence[TableName]) -> None:
+    """Leave tables out of the stream, as if their load had never finished: they hold nothing that counts."""
+    with target_errors("leaving out tables", session.where):
+        for schema, name in tables:
+            await session.connection.execute(
+                f"UPDATE cdc.target_table SET {_GIVEN_UP}"
+                " WHERE pipeline = $1 AND source_schema = $2 AND source_table = $3",
+                pipeline,
+                schema,
+                name,
+            )
+
+
 async def _mark(
     session: Session,
     pipeline: str,
@@ -172,6 +244,7 @@ async def _mark(
     position: Lsn | None,
     created_by_cdc: bool,
     source_oid: int | None,
+    source_filenode: int | None,
 ) -> None:
     with target_errors(f"recording table {route.target_name}", session.where):
         await session.connection.execute(
@@ -182,6 +255,7 @@ async def _mark(
             None if position is None else str(position),
             created_by_cdc,
             source_oid,
+            source_filenode,
         )
 
 

@@ -11,9 +11,11 @@ COMMENT ON COLUMN cdc.target.consistent_time IS 'When the source was as it is at
 ALTER TABLE cdc.target_table
     DROP CONSTRAINT target_table_state_check,
     ADD CONSTRAINT target_table_state_check CHECK (state IN ('copying', 'overlap', 'streaming', 'stopped')),
-    ADD COLUMN source_filenode bigint;
+    ADD COLUMN source_filenode bigint,
+    ADD COLUMN stopped_in_overlap boolean NOT NULL DEFAULT false;
 COMMENT ON COLUMN cdc.target_table.state IS 'copying: its first load has not finished; overlap: its rows are there and changes that they may hold already are streamed over them; streaming; stopped: it cannot go on until somebody acts, see reason and mend';
 COMMENT ON COLUMN cdc.target_table.source_filenode IS 'pg_relation_filenode of the table at the source before the backup that it is loaded from: another one afterwards means that the backup may hold nothing of it';
+COMMENT ON COLUMN cdc.target_table.stopped_in_overlap IS 'Whether a stopped table was in overlap, and goes on in it';
 
 CREATE TABLE cdc.backup_load (
     pipeline text PRIMARY KEY REFERENCES cdc.target ON DELETE CASCADE,

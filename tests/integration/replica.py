@@ -31,7 +31,10 @@ SLOT = "recorded"
 
 @dataclass
 class Replica:
-    """``routes`` default to every table that the stream mentions, under its own name, with all columns."""
+    """``routes`` default to every table that the stream mentions, under its own name, with all columns.
+
+    ``overlap`` says that the target may hold changes already that are still to be applied, until `cut_over`.
+    """
 
     source: Database
     target: Database
@@ -40,6 +43,7 @@ class Replica:
     accumulator: Accumulator
     routes: Sequence[Route] = ()
     binary: bool = True
+    overlap: bool = False
     plans: dict[Relation, TablePlan] = field(default_factory=dict)
 
     async def record(self) -> list[Part]:
@@ -62,7 +66,7 @@ class Replica:
             for relation in part.relations:
                 route = self.route_of(relation)
                 if relation not in self.plans and route is not None:
-                    self.plans[relation] = await self.applier.plan(relation, route)
+                    self.plans[relation] = await self.applier.plan(relation, route, overlap=self.overlap)
         await self.applier.prepare(self.plans)
         async with self.session.connection.transaction():
             return await self.applier.apply(parts, self.plans, holds)
@@ -75,6 +79,20 @@ class Replica:
             for relation in {relation for part in parts for relation in part.relations}:
                 self.assert_equal(relation)
         return applied
+
+    def restore(self, **tables: str) -> None:
+        """What restoring a backup of this moment does: the source's rows of these tables, each with its columns."""
+        for table, columns in tables.items():
+            rows = self.source.connection().cursor().copy(f"COPY {table} ({columns}) TO STDOUT".encode())
+            into = self.target.connection().cursor().copy(f"COPY {table} ({columns}) FROM STDIN".encode())
+            with rows as reading, into as writing:
+                for data in reading:
+                    writing.write(data)
+
+    def cut_over(self) -> None:
+        """From now on every change is expected to find what the source had."""
+        self.overlap = False
+        self.plans.clear()
 
     def route_of(self, relation: Relation) -> Route | None:
         """The route of a relation."""

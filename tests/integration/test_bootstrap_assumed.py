@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from cdc.bootstrap import assumed, live
+from cdc.bootstrap import assumed
 from cdc.bootstrap.progress import Silence
 from cdc.errors import SetupError
+from cdc.service import loading
 from tests.bootstrap import follow, make_config, rows, set_up, slot_position, states
 from tests.conftest import MakeDatabase
 from tests.database import Database
@@ -48,7 +49,7 @@ async def test_a_half_copied_table_is_not_taken_for_complete(source: Database, m
     internal = make_target()
     config = make_config(source, {"internal": follow(internal)})
     await set_up(config)
-    await live.bootstrap(config, progress=Silence())
+    await loading.bootstrap(config, progress=Silence())
     internal.execute("UPDATE cdc.target_table SET state = 'copying', position = NULL, consistent_from = NULL")
     with pytest.raises(SetupError, match=r"a part of their rows only: public\.a of target internal.*--from live"):
         await assumed.bootstrap(config, progress=Silence())

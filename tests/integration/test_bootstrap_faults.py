@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from cdc.bootstrap import live
 from cdc.bootstrap.courtesy import Copies
 from cdc.bootstrap.progress import Silence
 from cdc.errors import FenceLost
+from cdc.service import loading
 from cdc.source.connection import connect
 from tests.bootstrap import OnBegin, follow, make_config, rows, set_up, states, until
 from tests.conftest import MakeDatabase, MakeServer
@@ -45,7 +45,9 @@ async def test_a_target_that_crashes_in_the_middle_gets_every_row_once(
     internal = make_target(server=there)
     config = make_config(source, {"internal": follow(internal)})
     await set_up(config)
-    summary = await live.bootstrap(config, progress=OnCopied(lambda: there.restart("immediate")), range_bytes=64 * 1024)
+    summary = await loading.bootstrap(
+        config, progress=OnCopied(lambda: there.restart("immediate")), range_bytes=64 * 1024
+    )
     assert internal.fetch(NUMBERS) == [(3000, 3000)]
     assert summary.targets["internal"].rows == 3000
 
@@ -60,7 +62,7 @@ async def test_a_source_that_crashes_in_the_middle_is_read_from_another_snapshot
     internal = make_target()
     config = make_config(source, {"internal": follow(internal)})
     await set_up(config)
-    await live.bootstrap(config, progress=OnCopied(lambda: here.restart("immediate")), range_bytes=64 * 1024)
+    await loading.bootstrap(config, progress=OnCopied(lambda: here.restart("immediate")), range_bytes=64 * 1024)
     assert internal.fetch(NUMBERS) == [(3000, 3000)]
     later = states(internal)["public.a"][1]
     assert later is not None
@@ -86,7 +88,7 @@ async def test_a_commit_without_an_answer_is_asked_after_and_not_repeated(
         config = make_config(source, {"datamart": owned})
         await set_up(config)
         async with asyncio.TaskGroup() as group:
-            group.create_task(live.bootstrap(config, progress=OnBegin(lambda: hold_commits("nobody"))))
+            group.create_task(loading.bootstrap(config, progress=OnBegin(lambda: hold_commits("nobody"))))
             await until(lambda: datamart.fetchval(holding))
             held = datamart.fetchval(holding)
             proxy.cut()
@@ -106,7 +108,7 @@ async def test_a_run_that_has_lost_its_target_writes_nothing_more(source: Databa
         internal.execute("UPDATE cdc.target SET fence = fence + 1")
 
     with pytest.raises(FenceLost, match="was taken by another worker"):
-        await live.bootstrap(config, progress=OnBegin(take), range_bytes=64 * 1024)
+        await loading.bootstrap(config, progress=OnBegin(take), range_bytes=64 * 1024)
     assert rows(internal, "a") == []
     assert states(internal)["public.a"] == ("copying", None)
 

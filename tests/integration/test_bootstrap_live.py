@@ -6,10 +6,10 @@ import asyncio
 import subprocess
 from pathlib import Path
 
-from cdc.bootstrap import live
 from cdc.bootstrap.progress import Silence
 from cdc.pgoutput.decoder import decode
 from cdc.pgoutput.messages import Insert
+from cdc.service import loading
 from tests.bootstrap import follow, make_config, rows, set_up, slot_position, states
 from tests.conftest import MakeDatabase, MakeRole, MakeServer
 from tests.database import Database
@@ -65,7 +65,7 @@ async def test_three_targets_each_get_what_their_routes_name(source: Database, m
         },
     )
     await set_up(config)
-    summary = await live.bootstrap(config, jobs=3, progress=Silence(), range_bytes=64 * 1024)
+    summary = await loading.bootstrap(config, jobs=3, progress=Silence(), range_bytes=64 * 1024)
 
     assert summary.targets["internal"].tables == 2
     assert summary.targets["internal"].rows == 2003
@@ -119,7 +119,7 @@ async def test_what_is_written_during_the_copy_is_either_copied_or_streamed(
     async with asyncio.TaskGroup() as group:
         for first in range(4):
             group.create_task(write(first))
-        await live.bootstrap(config, progress=Silence(), range_bytes=64 * 1024)
+        await loading.bootstrap(config, progress=Silence(), range_bytes=64 * 1024)
         done.set()
     copied = {id for (id,) in internal.fetch("SELECT id FROM log")}
     messages = source.changes(config.source.slot, config.source.publication_names, binary=False)
@@ -143,7 +143,7 @@ async def test_what_a_target_must_not_get_never_reaches_its_server(
         {"external": {"dsn": external.dsn, "columns": "listed", "tables": {"public.users": ["id", "name"]}}},
     )
     await set_up(config)
-    await live.bootstrap(config, progress=Silence())
+    await loading.bootstrap(config, progress=Silence())
     assert external.fetch("SELECT * FROM users") == [(1, "Jane-Doe-4711")]
     log = there.log_text()
     assert 'COPY "public"."users"' in log
@@ -163,7 +163,7 @@ async def test_the_archive_of_pix_is_loaded_whole(
     internal = make_target()
     config = make_config(source, {"internal": follow(internal, "public.*", exclude=["public.knex_*"])})
     await set_up(config)
-    summary = await live.bootstrap(config, progress=Silence())
+    summary = await loading.bootstrap(config, progress=Silence())
     assert not summary.warnings
     tables = [name for (name,) in internal.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
     assert len(tables) > 35
@@ -207,12 +207,12 @@ async def test_foreign_keys_of_an_owned_target_are_respected_where_they_cannot_b
         },
     )
     await set_up(config)
-    await live.bootstrap(config, progress=Silence(), range_bytes=32 * 1024)
+    await loading.bootstrap(config, progress=Silence(), range_bytes=32 * 1024)
     for table in ("parent", "child"):
         assert rows(datamart, table) == rows(source, table)
     # An interrupted run is begun anew, although a table that others refer to cannot be truncated.
     datamart.execute("DELETE FROM child; UPDATE cdc.target_table SET state = 'copying'")
-    await live.bootstrap(config, progress=Silence())
+    await loading.bootstrap(config, progress=Silence())
     for table in ("parent", "child"):
         assert rows(datamart, table) == rows(source, table)
 
@@ -230,12 +230,12 @@ async def test_several_source_tables_fill_one_table_of_an_owned_target(
     tables = {"public.y2024": columns, "public.y2025": columns}
     config = make_config(source, {"datamart": {"dsn": datamart.dsn, "schema": "owned", "tables": tables}})
     await set_up(config)
-    summary = await live.bootstrap(config, progress=Silence())
+    summary = await loading.bootstrap(config, progress=Silence())
     assert summary.targets["datamart"].tables == 1
     assert datamart.fetch("SELECT id, at::text FROM days ORDER BY 1") == [(1, "2024-01-01 00:00:00"), (2, "infinity")]
     # A run that ended between the two begins with both: nobody can tell whose the rows are.
     datamart.execute("UPDATE cdc.target_table SET state = 'copying' WHERE source_table = 'y2025'")
-    await live.bootstrap(config, progress=Silence())
+    await loading.bootstrap(config, progress=Silence())
     assert datamart.fetchval("SELECT count(*) FROM days") == 2
 
 
@@ -248,9 +248,9 @@ async def test_an_index_that_cannot_be_built_is_a_warning_with_its_sql(
     internal = make_target()
     config = make_config(source, {"internal": follow(internal)})
     await set_up(config)
-    summary = await live.bootstrap(config, progress=Silence())
+    summary = await loading.bootstrap(config, progress=Silence())
     assert len(summary.warnings) == 1
-    assert "CREATE INDEX a_plain ON public.a USING btree (public.plain(name));" in summary.warnings[0]
+    assert 'CREATE INDEX "a_plain" ON "public"."a" USING btree (public.plain(name));' in summary.warnings[0]
     names = internal.fetch("SELECT indexname FROM pg_indexes WHERE tablename = 'a' ORDER BY 1")
     assert names == [("a_name",), ("a_pkey",)]
     assert internal.fetchval("SELECT state FROM cdc.target") == "streaming"

@@ -12,9 +12,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from cdc.bootstrap import live
 from cdc.bootstrap.progress import Silence
 from cdc.errors import SetupError
+from cdc.service import loading
 from cdc.source.stream_errors import StreamPoisoned
 from tests.bootstrap import OnBegin, follow, make_config, rows, set_up, slot_position, states, until
 from tests.conftest import MakeDatabase
@@ -22,7 +22,7 @@ from tests.database import Database
 
 _RUN_AND_DIE = """
 import asyncio, os, signal, sys
-from cdc.bootstrap import live
+from cdc.service import loading
 from cdc.bootstrap.progress import Silence
 from cdc.config import Config
 
@@ -32,7 +32,7 @@ class Death(Silence):
             os.kill(os.getpid(), signal.SIGKILL)
 
 config = Config.model_validate_json(sys.stdin.read())
-asyncio.run(live.bootstrap(config, jobs=1, progress=Death(), range_bytes=16384))
+asyncio.run(loading.bootstrap(config, jobs=1, progress=Death(), range_bytes=16384))
 """
 
 
@@ -60,7 +60,7 @@ async def test_a_run_that_was_killed_resumes_with_the_tables_that_remain(
     assert 0 < internal.fetchval("SELECT count(*) FROM waiting") < 1000
     # What the stream will bring to the table that is complete, and the next snapshot to the other one.
     source.execute("UPDATE waiting SET n = 1 WHERE id % 7 = 0; DELETE FROM waiting WHERE id = 1; DELETE FROM done")
-    summary = await live.bootstrap(config, progress=Silence())
+    summary = await loading.bootstrap(config, progress=Silence())
     assert summary.targets["internal"].tables == 1
     assert rows(internal, "waiting") == rows(source, "waiting")
     assert internal.fetchval("SELECT count(*) FROM done") == 2000
@@ -79,9 +79,9 @@ async def test_a_second_run_has_nothing_to_do(source: Database, make_target: Mak
     internal = make_target()
     config = make_config(source, {"internal": follow(internal)})
     await set_up(config)
-    await live.bootstrap(config, progress=Silence())
+    await loading.bootstrap(config, progress=Silence())
     fence = internal.fetchval("SELECT fence FROM cdc.target")
-    second = await live.bootstrap(config, progress=Silence())
+    second = await loading.bootstrap(config, progress=Silence())
     assert second.targets == {}
     assert internal.fetchval("SELECT fence FROM cdc.target") == fence
     assert rows(internal, "a") == [("(1)",)]
@@ -96,9 +96,9 @@ async def test_a_slot_of_an_interrupted_run_that_no_target_recorded_is_replaced(
     await set_up(config)
     old = source.create_slot(config.source.slot)
     with pytest.raises(SetupError, match="no target of pipeline 'cdc' knows"):
-        await live.bootstrap(config, progress=Silence())
+        await loading.bootstrap(config, progress=Silence())
     internal.execute("UPDATE cdc.target SET state = 'loading'")
-    await live.bootstrap(config, progress=Silence())
+    await loading.bootstrap(config, progress=Silence())
     assert slot_position(source, config) > old
     assert rows(internal, "a") == [("(1)",)]
 
@@ -120,7 +120,7 @@ async def test_hazard_26_a_slot_that_cannot_be_decoded_is_replaced_by_another(
             raise StreamPoisoned(f"the slot {slot} can never be decoded")
 
     monkeypatch.setattr("cdc.bootstrap.start.read_past_start", poisoned_once)
-    await live.bootstrap(config, progress=Silence())
+    await loading.bootstrap(config, progress=Silence())
     assert len(starts) == 2
     assert slot_position(source, config) == starts[1] > starts[0]
     assert rows(internal, "a") == [("(1)",), ("(2)",)]
@@ -133,12 +133,12 @@ async def test_a_table_that_joined_the_configuration_is_loaded_by_another_run(
     internal = make_target()
     config = make_config(source, {"internal": follow(internal)})
     await set_up(config)
-    await live.bootstrap(config, progress=Silence())
+    await loading.bootstrap(config, progress=Silence())
     source.execute("CREATE TABLE b (id int PRIMARY KEY, word text); INSERT INTO b VALUES (1, 'one')")
     with pytest.raises(SetupError, match=r"do not contain public\.b: run `cdc setup` first"):
-        await live.bootstrap(config, progress=Silence())
+        await loading.bootstrap(config, progress=Silence())
     await set_up(config)
-    summary = await live.bootstrap(config, progress=Silence())
+    summary = await loading.bootstrap(config, progress=Silence())
     assert summary.targets["internal"].tables == 1
     assert rows(internal, "b") == [("(1,one)",)]
     assert internal.fetchval("SELECT state FROM cdc.target") == "streaming"
@@ -168,7 +168,7 @@ async def test_hazard_23_a_table_rewritten_after_the_snapshot_is_copied_from_a_n
     config = make_config(source, {"internal": follow(internal)})
     await set_up(config)
     progress = OnBegin(lambda: source.execute(rewrite.format(publication=config.source.publication)))
-    summary = await live.bootstrap(config, progress=progress)
+    summary = await loading.bootstrap(config, progress=progress)
     # A column that the source dropped after the target's table was created stays there, empty.
     present = ", ".join(name for (name,) in source.fetch(COLUMNS))
     assert rows(internal, "a", present) == rows(source, "a", present) != []
@@ -198,7 +198,7 @@ async def test_a_copy_steps_aside_for_ddl_on_the_source(source: Database, make_t
     progress = OnBegin(lambda: holder.execute("LOCK TABLE a IN SHARE MODE"))
     with holder:
         async with asyncio.TaskGroup() as group:
-            group.create_task(live.bootstrap(config, progress=progress))
+            group.create_task(loading.bootstrap(config, progress=progress))
             async with source.session() as ddl:
                 await until(lambda: progress.act is None and source.fetchval(_IS_COPIED))
                 await ddl.execute("SET lock_timeout = '5s'")

@@ -6,12 +6,12 @@ import re
 
 import pytest
 
-from cdc.bootstrap import live
 from cdc.bootstrap.again import Again
 from cdc.bootstrap.progress import Silence
+from cdc.bootstrap.run import Scope
 from cdc.errors import ConfigurationError, SetupError
 from cdc.lsn import Lsn
-from cdc.service import checkup
+from cdc.service import checkup, loading
 from tests.conftest import MakeDatabase
 from tests.database import Database
 from tests.pipeline import Pipeline, follow, owned
@@ -91,7 +91,7 @@ async def test_a_table_is_loaded_again_on_every_target_that_has_it_unless_one_is
             target.execute("TRUNCATE answers")
         source.execute("INSERT INTO answers VALUES (11, 'more')")
 
-        await live.bootstrap(pipeline.config, progress=Silence(), again=Again(("public.answers",)))
+        await loading.bootstrap(pipeline.config, progress=Silence(), scope=Scope(again=Again(("public.answers",))))
 
         for name, target in pipeline.targets.items():
             after = loaded_from(target)
@@ -114,10 +114,12 @@ async def test_a_run_that_was_interrupted_is_resumed_without_being_asked_again(
     async with Pipeline(source, {"internal": follow(make_target())}) as pipeline:
         await pipeline.load()
         with pytest.raises(SetupError, match="pulled the plug"):
-            await live.bootstrap(pipeline.config, progress=Interrupted(), again=Again(("public.answers",)))
+            await loading.bootstrap(
+                pipeline.config, progress=Interrupted(), scope=Scope(again=Again(("public.answers",)))
+            )
         assert (await pipeline.table_status("internal", "public.answers")).state == "copying"
 
-        summary = await live.bootstrap(pipeline.config, progress=Silence())
+        summary = await loading.bootstrap(pipeline.config, progress=Silence())
 
         assert summary.targets["internal"].tables == 1
         await pipeline.start()
@@ -142,7 +144,7 @@ async def test_what_was_never_loaded_is_refused_and_nothing_is_touched(
         await pipeline.load()
         wish = Again((*again.tables, "public.answers"), again.target)
         with pytest.raises(ConfigurationError) as refused:
-            await live.bootstrap(pipeline.config, progress=Silence(), again=wish)
+            await loading.bootstrap(pipeline.config, progress=Silence(), scope=Scope(again=wish))
         assert says in str(refused.value)
         assert target.fetch("SELECT DISTINCT state FROM cdc.target_table") == [("streaming",)]
         assert target.fetchval("SELECT count(*) FROM facts") == 1

@@ -11,9 +11,11 @@ import pytest
 
 from cdc.changes.transaction import Mark, Part
 from cdc.config import TargetConfig
+from cdc.errors import ResyncNeeded, TableStopped, TargetLoading
 from cdc.lsn import Lsn
 from cdc.observe.metrics import Metrics
 from cdc.routing.route import Route
+from cdc.routing.target_routes import TargetRoutes
 from cdc.service.heartbeats import Heartbeats
 from cdc.service.owned_target import OwnedTarget
 from cdc.service.stops import Stops
@@ -45,8 +47,10 @@ async def session(target: Database) -> AsyncIterator[Session]:
     await opened.close()
 
 
-async def owned(session: Session, *, state: str = "streaming") -> OwnedTarget:
-    """A target at POSITION with one table, ``slow``, that is catching up from HELD."""
+async def owned(
+    session: Session, *, state: str = "streaming", loads: bool = False, stops: Stops | None = None
+) -> OwnedTarget:
+    """A target at POSITION with one table, ``slow``, that is catching up from HELD; ``loads``: taken to be loaded."""
     fence = (await position.take(session, "cdc")).fence
     history = History("7", 1, "cdc", INCARNATION)
     await position.record_history(session, "cdc", fence, history, POSITION, state=state)
@@ -54,9 +58,10 @@ async def owned(session: Session, *, state: str = "streaming") -> OwnedTarget:
     return await take(
         session,
         "cdc",
-        TargetConfig.model_validate({"dsn": "postgresql://x/y", "include": ["public.*"]}),
+        TargetRoutes(TargetConfig.model_validate({"dsn": "postgresql://x/y", "include": ["public.*"]})),
         SourceHistory("7", 1, (), END, "cdc", HELD, False, INCARNATION),
-        stops=Stops(),
+        loads=loads,
+        stops=stops if stops is not None else Stops(),
         metrics=Metrics("cdc").target("internal"),
         heartbeats=Heartbeats(),
     )
@@ -116,6 +121,58 @@ async def test_a_message_that_only_looks_like_a_heartbeat_stops_nothing(session:
     assert target.position == POSITION + 8
 
 
-async def test_a_bootstrap_that_was_interrupted_stays_visible(session: Session, target: Database) -> None:
-    await owned(session, state="loading")
+async def test_a_target_that_is_being_loaded_is_left_to_its_bootstrap(session: Session, target: Database) -> None:
+    rival = await connect(target.dsn, application_name="cdc test", target="internal")
+    fence = (await position.take(rival, "cdc")).fence
+    with pytest.raises(TargetLoading, match="is being loaded by `cdc bootstrap`"):
+        await owned(session, state="loading")
+    fence += 1  # that of the test's own preparation
+    assert target.fetch("SELECT state, fence FROM cdc.target") == [("loading", fence)]
+    await rival.close()
+
+
+async def test_whoever_loads_a_target_keeps_it_marked_as_being_loaded(session: Session, target: Database) -> None:
+    await owned(session, state="loading", loads=True)
     assert target.fetchval("SELECT state FROM cdc.target") == "loading"
+
+
+async def test_the_session_that_loads_a_target_is_not_ended_by_a_worker(session: Session, target: Database) -> None:
+    fence = (await position.take(session, "cdc")).fence
+    await position.record_state(session, "cdc", fence, "loading")
+    worker = await connect(target.dsn, application_name="cdc test", target="internal")
+    with pytest.raises(TargetLoading):
+        await position.take(worker, "cdc", loads=False)
+    await position.record_state(session, "cdc", fence, "streaming")
+    assert (await position.take(worker, "cdc", loads=False)).fence == fence + 1
+    await worker.close()
+
+
+async def test_a_target_that_was_never_loaded_is_not_taken_from_whoever_may_be_about_to_load_it(
+    session: Session, target: Database
+) -> None:
+    fence = (await position.take(session, "cdc")).fence
+    history = SourceHistory("7", 1, (), END, "cdc", HELD, False, INCARNATION)
+    routes = TargetRoutes(TargetConfig.model_validate({"dsn": "postgresql://x/y", "include": ["public.*"]}))
+    worker = await connect(target.dsn, application_name="cdc test", target="internal")
+    with pytest.raises(ResyncNeeded, match="has never been loaded"):
+        await take(
+            worker,
+            "cdc",
+            routes,
+            history,
+            loads=False,
+            stops=Stops(),
+            metrics=Metrics("cdc").target("internal"),
+            heartbeats=Heartbeats(),
+        )
+    await worker.close()
+    assert target.fetch("SELECT state, fence FROM cdc.target") == [("new", fence)]
+    await position.record_history(session, "cdc", fence, History("7", 1, "cdc", INCARNATION), POSITION)
+
+
+async def test_a_table_that_somebody_else_had_loaded_again_is_no_longer_stopped(session: Session) -> None:
+    stops = Stops()
+    stops.add("public.gone", Lsn(0x500), TableStopped("x"), None)
+    target = await owned(session, stops=stops)
+    assert stops.current == {}
+    assert target.positions.acknowledgeable == HELD

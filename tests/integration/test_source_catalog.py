@@ -10,7 +10,7 @@ import pytest
 from cdc.changes.relation import DataType, ReplicaIdentity
 from cdc.pgoutput.decoder import decode
 from cdc.pgoutput.messages import RelationMessage
-from cdc.source.catalog import SourceTable, describe_types, read_indexes, read_tables
+from cdc.source.catalog import SourceTable, describe_types, read_tables
 from cdc.source.connection import Connection, connect
 from tests.conftest import MakeRole, RecordChanges
 from tests.database import Database
@@ -185,21 +185,3 @@ async def test_rights_and_row_security_are_seen(source: Database, make_role: Mak
         closed, hidden = await read_tables(connection)
     assert (closed.is_readable, closed.hides_rows, closed.is_owned) == (False, False, False)
     assert (hidden.is_readable, hidden.hides_rows, hidden.is_owned) == (True, True, False)
-
-
-async def test_indexes_say_which_columns_they_need(source: Database, session: Connection) -> None:
-    source.execute(
-        'CREATE TABLE public.t (id int PRIMARY KEY, "E" text UNIQUE, a int, b int, c int); '
-        'CREATE INDEX by_lower ON public.t (lower("E")) WHERE a > 3; '
-        "CREATE UNIQUE INDEX covering ON public.t (b DESC, id) INCLUDE (c)"
-    )
-    found = {
-        index.name: index for index in await read_indexes(session, (await table(session, "public.t")).relation.oid)
-    }
-    assert sorted(found) == ["by_lower", "covering", "t_E_key", "t_pkey"]
-    assert found["t_pkey"].is_primary
-    assert (found["t_E_key"].constraint, found["t_E_key"].constraint_definition) == ("t_E_key", 'UNIQUE ("E")')
-    assert (found["covering"].columns, found["covering"].reads) == (("b", "id"), frozenset({"b", "id", "c"}))
-    assert found["covering"].is_unique
-    assert (found["by_lower"].columns, found["by_lower"].reads) == (None, frozenset({"E", "a"}))
-    assert found["by_lower"].definition == 'CREATE INDEX by_lower ON public.t USING btree (lower("E")) WHERE (a > 3)'

@@ -41,6 +41,26 @@ def test_bars_show_targets_and_the_tables_that_take_long() -> None:
     assert "public.small" not in out.getvalue()
 
 
+def test_a_bar_shows_how_far_a_download_is_also_where_the_whole_is_not_known() -> None:
+    out = StringIO()
+    with ProgressBars(Console(file=out, force_terminal=True, width=120)) as bars:
+        bars.download(1_000_000, None)
+        bars.download(2_000_000, 4_000_000)
+    assert "download" in out.getvalue()
+    assert "2.0 MB of 4.0 MB" in out.getvalue()
+
+
+def test_without_a_terminal_a_download_is_logged_once_a_minute_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("cdc.bootstrap.progress.time.monotonic", lambda: now)
+    with capture_logs() as logs:
+        lines = LogLines()
+        for step in range(1, 11):
+            now += 20.0
+            lines.download(step * 100, 1000)
+    assert [(line["bytes"], line["of_bytes"]) for line in logs] == [(300, 1000), (600, 1000), (900, 1000), (1000, 1000)]
+
+
 def test_without_a_terminal_the_counts_are_logged_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("cdc.bootstrap.progress.time.monotonic", lambda: now)

@@ -49,6 +49,7 @@ def exercise(metrics: Metrics) -> None:
     target.state("streaming")
     target.table_stopped("public.users", "shape")
     target.error(TargetUnavailable("down"))
+    target.refreshed("public.by_day", duration_s=1.5)
     lane.received(messages=1, size_bytes=1)
     lane.source_position(1)
     lane.slot("cdc", active=True, retained_bytes=1, safe_wal_size=1, wal_status="reserved", confirmed_flush_lsn=1)
@@ -210,3 +211,13 @@ def test_queue_and_connection_are_shown(metrics: Metrics, target: TargetMetrics)
 def test_the_table_for_the_readme_lists_every_metric() -> None:
     listed = re.findall(r"^\| `(\w+)` \|", names.markdown_table(), re.MULTILINE)
     assert listed == [metric.name for metric in names.METRICS]
+
+
+def test_a_refresh_is_timed_and_a_failed_one_is_counted_as_an_error(metrics: Metrics, target: TargetMetrics) -> None:
+    target.refreshed("public.by_day", duration_s=1.5)
+    target.refresh_failed(TargetUnavailable("down"))
+    text = metrics.render().decode()
+    for outcome in ("done", "failed"):
+        assert f'cdc_refreshes_total{{outcome="{outcome}",pipeline="cdc",target="internal"}} 1.0' in text
+    assert 'cdc_refresh_duration_seconds{pipeline="cdc",target="internal",view="public.by_day"} 1.5' in text
+    assert 'cdc_errors_total{error="target_unavailable"' in text

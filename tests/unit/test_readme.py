@@ -14,7 +14,18 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from cdc.cli import app
-from cdc.config import Config, LogsConfig, SourceConfig, TableConfig, TargetConfig, WorkerConfig, load
+from cdc.config import (
+    BootstrapConfig,
+    Config,
+    LogsConfig,
+    NotificationConfig,
+    RefreshConfig,
+    SourceConfig,
+    TableConfig,
+    TargetConfig,
+    WorkerConfig,
+    load,
+)
 from cdc.config.units import parse_size
 from cdc.observe import names
 from cdc.observe.metrics import STATES, WAL_STATUSES
@@ -32,11 +43,14 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`[targets.<name>]`": TargetConfig,
     '`tables."schema.table"`': TableConfig,
     "`[worker]`": WorkerConfig,
+    "`[bootstrap]`": BootstrapConfig,
+    "`[refresh]`": RefreshConfig,
+    "`[[notifications]]`": NotificationConfig,
     "`[logs]`": LogsConfig,
 }
 """The headings of the README's tables of keys."""
 
-NESTED = {"source", "targets", "worker", "logs"}
+NESTED = {"source", "targets", "worker", "bootstrap", "refresh", "notifications", "logs"}
 """Keys at the top that are sections of their own."""
 
 CODE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -127,14 +141,22 @@ def test_the_readme_has_the_defaults(heading: str) -> None:
             written = tomllib.loads(f"value = {default.split('`')[1]}")["value"]
             if field.default is PydanticUndefined:
                 # A default that depends on other keys: the first one given is that of nothing else being set.
-                ours = {"columns": "all", "tables": {}}[key.strip("`")]
+                ours = {"columns": "all", "tables": {}, "modes": {}}[key.strip("`")]
+            elif isinstance(field.default, tuple):
+                ours = list(field.default)
             else:
-                ours = list(field.default) if isinstance(field.default, tuple) else field.default
+                ours = str(field.default) if isinstance(field.default, Path) else field.default
             assert ours in (written, parse_size(written) if key.endswith("_bytes`") else written), key
 
 
 def test_every_variable_of_ours_that_is_named_exists() -> None:
-    models: dict[str, type[BaseModel]] = {"SOURCE": SourceConfig, "WORKER": WorkerConfig, "LOGS": LogsConfig}
+    models: dict[str, type[BaseModel]] = {
+        "SOURCE": SourceConfig,
+        "WORKER": WorkerConfig,
+        "BOOTSTRAP": BootstrapConfig,
+        "REFRESH": RefreshConfig,
+        "LOGS": LogsConfig,
+    }
     for path, text in TEXT.items():
         for variable in re.findall(r"\bCDC_(\w+)", text):
             first, *rest = variable.split("__")

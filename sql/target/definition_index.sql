@@ -1,7 +1,7 @@
--- name: index_owner
--- The qualified table that a valid index of this schema ($1) and name ($2) belongs to; empty when the name is something else's.
-SELECT CASE WHEN i.indisvalid THEN pg_catalog.format('"%s"."%s"', replace(tn.nspname, '"', '""'), replace(t.relname, '"', '""'))
-            ELSE '' END
+-- name: definition_index
+-- What stands under the name ($2) of an index in a schema ($1): the table that it belongs to (NULL: it is no index), and
+-- whether it is valid. No row when the name is free.
+SELECT tn.nspname::text AS schema, t.relname::text AS table, coalesce(i.indisvalid, false) AS is_valid
   FROM pg_catalog.pg_class c
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid

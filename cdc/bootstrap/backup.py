@@ -1,0 +1,190 @@
+"""What comes before the rows of a backup: the slot, the lower end, the first heartbeat, the backup itself, its refusal.
+
+Why a backup that holds the first heartbeat can be joined to the slot, whoever made it and wherever (the design's
+section 7). Every transaction is either streamed by the slot, or it had written its commit record before the slot's
+start. Of the latter, each had begun before the slot was there, so once all transactions of that time have ended
+(`cdc.source.visibility`) each is visible. Only then is the first heartbeat committed. Who sees the heartbeat took his
+snapshot afterwards, on the primary or, because a standby replays commits in their order, on a standby; so he sees all
+of them. Nothing is missing at the lower end. What is there twice is the business of the overlap mode.
+
+What the run relies on is recorded in the targets before a backup is asked for: which heartbeat the backup must hold,
+and the file of each table (`cdc.source.filenodes`). So a run that is killed goes on with the same backup.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cdc.bootstrap.archive.extract import local_archive
+from cdc.bootstrap.archive.heartbeats import BackupHeartbeat, read_heartbeats
+from cdc.bootstrap.archive.pg_restore import find_pg_restore
+from cdc.bootstrap.archive.rows import Archive, open_archive
+from cdc.bootstrap.backups import Backup, Backups, open_backups
+from cdc.bootstrap.copying import hold_fence
+from cdc.bootstrap.download import download
+from cdc.bootstrap.run import LoadLane, Run
+from cdc.bootstrap.targets import Loading
+from cdc.errors import SetupError
+from cdc.source import heartbeat
+from cdc.source.clock import read_clock
+from cdc.source.filenodes import read_filenodes
+from cdc.source.visibility import wait_until_visible
+from cdc.target import backup_load
+from cdc.target.backup_load import BackupLoad
+from cdc.target.session import target_errors
+from cdc.target.table_state import mark_copying
+
+
+@dataclass(frozen=True, slots=True)
+class BackupChoice:
+    """Which backup to take: a local file, the provider's ``newest`` that can serve, or else a new one."""
+
+    file: Path | None = None
+    newest: bool = False
+
+
+async def expect(run: Run) -> dict[str, BackupLoad]:
+    """Create the slots that are missing, wait for the lower end, commit the first heartbeat; by target.
+
+    Durable when it returns, and done once: what an earlier run recorded holds for this one, too.
+    """
+    for lane in run.lanes:
+        if lane.needs_slot:
+            async with run.new_slot(lane):
+                pass  # its snapshot is of no use here: the backup brings the rows
+    expected: dict[str, BackupLoad] = {}
+    waiting: list[tuple[LoadLane, Loading]] = []
+    for lane in run.lanes:
+        for name, loading in lane.loadings.items():
+            known = await backup_load.read(await loading.ready(), loading.aim.key)
+            if known is None or known.slot != lane.slot:
+                waiting.append((lane, loading))
+            else:
+                expected[name] = known
+    if not waiting:
+        return expected
+    async with await run.connect() as connection:
+        async with run.records.step("wait", targets=[loading.name for _, loading in waiting]):
+            await wait_until_visible(connection, run.progress.say)
+        filenodes = await read_filenodes(connection)
+        beat = await heartbeat.beat(connection, run.config.pipeline)
+    for lane, loading in waiting:
+        load = BackupLoad(lane.slot, beat.count, beat.at)
+        session = await loading.ready()
+        with target_errors("recording what the backup must hold", session.where):
+            async with session.connection.transaction():
+                for remaining in loading.remaining():
+                    for route in remaining.routes:
+                        file = filenodes.get(route.source_name)
+                        await mark_copying(
+                            session,
+                            loading.aim.key,
+                            route,
+                            source_oid=file.oid if file else None,
+                            source_filenode=file.filenode if file else None,
+                        )
+                await backup_load.record(session, loading.aim.key, load)
+                await hold_fence(session.connection, loading.access)
+        await loading.read_states()
+        expected[loading.name] = load
+    return expected
+
+
+async def obtain(run: Run, choice: BackupChoice, expected: Mapping[str, BackupLoad]) -> Archive:
+    """The archive, on disk and found fit: complete, of this source, not older than the slots, and readable.
+
+    The last heartbeat that it holds is recorded in the targets when it returns. Raises `SetupError` for a backup that
+    cannot serve; the next run then takes another one.
+    """
+    settings = run.config.bootstrap
+    await asyncio.to_thread(find_pg_restore, settings.pg_restore)  # rather now than after a backup of hours
+    directory = settings.directory or Path(tempfile.gettempdir())
+    if choice.file is not None:
+        path = await local_archive(choice.file, directory)
+        await _record(run, str(choice.file))
+    else:
+        async with open_backups(settings) as backups:
+            async with run.records.step("backup"):
+                backup = await _backup(run, backups, choice, expected)
+            async with run.records.step("download") as step:
+                path = await download(backups, backup, directory=directory, progress=run.progress)
+                step.size = path.stat().st_size
+    archive = await asyncio.to_thread(open_archive, path, settings.pg_restore)
+    found = (await read_heartbeats(archive)).get(run.config.pipeline)
+    problem = refusal(found, run, expected)
+    if problem is not None:
+        await _forget_backup(run, expected)
+        if choice.file is None:
+            path.unlink(missing_ok=True)
+        raise SetupError(f"the backup {choice.file or path.name} cannot be used: {problem}")
+    assert found is not None
+    await _record(run, str(choice.file or path.stem), found.count)
+    return archive
+
+
+def refusal(found: BackupHeartbeat | None, run: Run, expected: Mapping[str, BackupLoad]) -> str | None:
+    """Why a backup that holds this heartbeat cannot be joined to the slots, in a sentence; `None` when it can."""
+    needed = max(load.first_heartbeat for load in expected.values())
+    ours = run.source
+    if found is None:
+        return (
+            "it holds no heartbeat of this pipeline, so it is older than the slot, or of another database, or "
+            "cdc.heartbeat was excluded from it. Take one that begins now: `cdc bootstrap --from backup`"
+        )
+    if found.system_identifier != ours.system.system_identifier:
+        return (
+            f"it was made of another database cluster (system identifier {found.system_identifier}, the source's is "
+            f"{ours.system.system_identifier})"
+        )
+    if found.incarnation != ours.incarnation:
+        return "it was made before `cdc setup` set up this pipeline (its heartbeat is another incarnation's)"
+    if found.count < needed:
+        return (
+            f"it is older than the slot: the last heartbeat in it is number {found.count}, and it has to hold number "
+            f"{needed} or a later one. If it was taken on a standby, that is behind. Take one that begins now: "
+            f"`cdc bootstrap --from backup`"
+        )
+    return None
+
+
+async def _backup(run: Run, backups: Backups, choice: BackupChoice, expected: Mapping[str, BackupLoad]) -> Backup:
+    """The backup that was asked for before, the newest one that can serve, or a new one; finished."""
+    known = {load.backup for load in expected.values()}
+    backup = None
+    if len(known) == 1 and (identity := known.pop()) is not None:
+        backup = await backups.get(identity)
+        if backup is not None:
+            run.progress.say(f"going on with backup {backup.id}")
+    if backup is None:
+        # Also without --latest: a run that was killed may have asked for one, and not have had the time to record it.
+        asked_at = max(load.asked_at for load in expected.values())
+        backup = await backups.newest_backup_after(asked_at)
+        if backup is None and choice.newest:
+            raise SetupError(
+                f"there is no backup that began after {asked_at:%Y-%m-%d %H:%M:%S} UTC, when the stream was set up. "
+                f"Wait for the next one and run the same command again, or leave out --latest to ask for one now"
+            )
+        if backup is None:
+            backup = await backups.new_backup()
+            run.progress.say(f"asked for backup {backup.id}")
+        else:
+            run.progress.say(f"taking backup {backup.id}, which began at {backup.began_at:%Y-%m-%d %H:%M:%S} UTC")
+    await _record(run, backup.id)
+    return await backups.wait_until_done(backup, run.progress.say)
+
+
+async def _forget_backup(run: Run, expected: Mapping[str, BackupLoad]) -> None:
+    """The next run takes one that begins later than now: a clock may have made this one look younger than it is."""
+    async with await run.connect() as connection:
+        now, _ = await read_clock(connection)
+    for name, loading in run.loadings.items():
+        await backup_load.record(await loading.ready(), loading.aim.key, replace(expected[name], asked_at=now))
+
+
+async def _record(run: Run, backup: str | None, found: int | None = None) -> None:
+    for loading in run.loadings.values():
+        await backup_load.record_backup(await loading.ready(), loading.aim.key, backup, found)

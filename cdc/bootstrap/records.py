@@ -1,0 +1,114 @@
+"""What a run notes of itself: its steps in the targets, for `cdc report`, and its sums, for the summary at its end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from cdc.bootstrap.progress import Progress
+from cdc.bootstrap.targets import Loading
+from cdc.config import Config
+from cdc.errors import CdcError, TargetUnavailable
+from cdc.target.run_record import RunRecord, Step, begin_run
+from cdc.target.session import Session, connect, target_errors
+
+
+@dataclass(slots=True)
+class _Sessions:
+    """The one session that records are written on; another one where it was lost."""
+
+    dsn: str
+    application_name: str
+    target: str
+    session: Session | None = None
+
+    async def ready(self) -> Session:
+        """The session, once it has answered."""
+        if self.session is not None:
+            try:
+                with target_errors("using the session", self.session.where):
+                    await self.session.connection.execute("SELECT 1")
+                return self.session
+            except TargetUnavailable:
+                await self.close()
+        self.session = await connect(self.dsn, application_name=self.application_name, target=self.target)
+        return self.session
+
+    async def close(self) -> None:
+        """Close the session."""
+        session, self.session = self.session, None
+        if session is not None:
+            await session.close()
+
+
+@dataclass(slots=True)
+class Records:
+    """The records of one run in its targets, by their names."""
+
+    progress: Progress
+    runs: Mapping[str, RunRecord]
+    _tables: Counter[str] = field(default_factory=Counter)
+    _rows: Counter[str] = field(default_factory=Counter)
+    _bytes: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    async def begin(
+        cls,
+        config: Config,
+        loadings: Mapping[str, Loading],
+        origin: str,
+        *,
+        progress: Progress,
+        stack: AsyncExitStack,
+    ) -> Records:
+        """Record in every target that a run begins, on sessions that are closed with ``stack``."""
+        runs = {}
+        for name, loading in loadings.items():
+            sessions = _Sessions(loading.access.dsn, loading.application_name, name)
+            stack.push_async_callback(sessions.close)
+            runs[name] = await begin_run(sessions.ready, config.pipeline, name, origin)
+        return cls(progress, runs)
+
+    @asynccontextmanager
+    async def step(
+        self, kind: str, name: str | None = None, *, targets: Iterable[str] | None = None
+    ) -> AsyncIterator[Step]:
+        """Record what happens inside the block in some targets, or in all; and show it."""
+        chosen = list(self.runs) if targets is None else list(targets)
+        async with AsyncExitStack() as stack:
+            steps = [await stack.enter_async_context(self.runs[target].step(kind, name)) for target in chosen]
+            self.progress.step(kind, name, chosen)
+            one = Step()
+            yield one
+            for step in steps:
+                step.rows, step.size = one.rows, one.size
+
+    async def end(self, outcome: str) -> None:
+        """Record in every target that the run is over."""
+        for run in self.runs.values():
+            await run.end(outcome)
+
+    async def abandon(self, reason: str) -> None:
+        """Record, in the targets that answer, what ended the run."""
+        with suppress(CdcError):
+            await self.end(reason)
+
+    def restored(self, target: str, rows: int, size: int) -> None:
+        """One table of a target was restored from a backup."""
+        self._tables[target] += 1
+        self._rows[target] += rows
+        self._bytes[target] += size
+
+    def restored_tables(self, target: str) -> int:
+        """How many tables of a target were restored."""
+        return self._tables[target]
+
+    def restored_rows(self, target: str) -> int:
+        """How many rows that were."""
+        return self._rows[target]
+
+    def restored_bytes(self, target: str) -> int:
+        """How many bytes that were."""
+        return self._bytes[target]

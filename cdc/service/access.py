@@ -1,0 +1,82 @@
+"""What a delivery asks of databases besides applying: sessions on its target, and questions that take nothing.
+
+Nothing here becomes the owner of a target. A target that cannot be asked now is asked the next time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from cdc.changes.column_origin import ColumnOrigin
+from cdc.changes.relation import Relation
+from cdc.config import Config, SourceConfig, for_asyncpg
+from cdc.errors import CdcError, ResyncNeeded, SourceUnavailable
+from cdc.service.taking import say_if_lost
+from cdc.source.catalog import read_origins as read_origins_by_oid
+from cdc.source.connection import connect as connect_source
+from cdc.target import migrations, position
+from cdc.target.history import SourceHistory
+from cdc.target.session import Session, connect
+
+ASK_SOURCE_S = 5.0
+"""How long the source may take to say how a new column came to be: a batch waits for it, and the answer is a help."""
+
+
+async def open_session(config: Config, name: str) -> Session:
+    """A session on the target called ``name``, as the worker uses it."""
+    return await connect(
+        for_asyncpg(config.targets[name].dsn.get_secret_value()),
+        application_name=f"cdc {config.pipeline}",
+        target=name,
+        lock_timeout_ms=int(config.worker.lock_timeout_s * 1000),
+        timeout_s=config.worker.connect_timeout_s,
+    )
+
+
+async def compare(config: Config, name: str, key: str, history: SourceHistory) -> tuple[ResyncNeeded | None, bool]:
+    """Say in the target that it needs a resync, if it does: the slot is one that nobody can stream from.
+
+    Returns what was said, and whether the target may ever have been loaded.
+    """
+    try:
+        session = await open_session(config, name)
+    except CdcError:
+        return None, True
+    try:
+        if len(await migrations.pending(session)) == len(migrations.known()):
+            return None, False
+        refusal = await say_if_lost(session, key, history)
+        state = await position.read(session, key)
+    except CdcError:
+        return None, True
+    finally:
+        await session.close()
+    return refusal, state is not None and state.position is not None
+
+
+async def waits_for_load(config: Config, name: str, key: str) -> bool:
+    """Whether a worker can do nothing for the target, because it is being loaded, or was never loaded."""
+    try:
+        session = await open_session(config, name)
+        try:
+            state = await position.read(session, key)
+        finally:
+            await session.close()
+    except CdcError:
+        return False
+    return state is not None and (state.state == "loading" or state.position is None)
+
+
+async def read_origins(source: SourceConfig, relation: Relation) -> Mapping[str, ColumnOrigin]:
+    """How the source says that the columns of a relation came to be: asked once for a table that stops."""
+    try:
+        async with (
+            asyncio.timeout(ASK_SOURCE_S),
+            await connect_source(
+                source.dsn.get_secret_value(), application_name=f"{source.application_name} catalog"
+            ) as connection,
+        ):
+            return (await read_origins_by_oid(connection, [relation.oid])).get(relation.oid, {})
+    except TimeoutError:
+        raise SourceUnavailable(f"the source does not answer within {ASK_SOURCE_S:g} seconds") from None

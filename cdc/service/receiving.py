@@ -1,0 +1,75 @@
+"""The reading half of a lane: frames in, whole transactions into every delivery's queue, as long as there is room."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from cdc.changes.accumulator import Accumulator, UnknownTypes
+from cdc.config import WorkerConfig
+from cdc.observe.metrics import LaneMetrics
+from cdc.pgoutput.framing import Keepalive, split_frames
+from cdc.service.acknowledgement import Acknowledgement
+from cdc.service.delivery import Delivery
+from cdc.source.catalog import describe_types
+from cdc.source.connection import Connection
+from cdc.source.replication import ReplicationConnection
+
+
+async def receive(
+    stream: ReplicationConnection,
+    catalog: Connection,
+    deliveries: Sequence[Delivery],
+    *,
+    acknowledgement: Acknowledgement,
+    answer: Callable[[], None],
+    metrics: LaneMetrics,
+    settings: WorkerConfig,
+) -> None:
+    """Read the stream for ever, and note in ``acknowledgement`` how much has come.
+
+    ``catalog`` is asked about types that the stream has not met; ``answer`` is called when the source wants to hear of
+    us.
+    """
+    accumulator = Accumulator(part_bytes=settings.max_batch_bytes)
+    while True:
+        messages, keepalives = split_frames(await stream.receive())
+        metrics.received(messages=len(messages), size_bytes=sum(map(len, messages)))
+        while messages:
+            try:
+                accumulator.feed(messages)
+                break
+            except UnknownTypes as unknown:
+                accumulator.learn(await describe_types(catalog, unknown.keys), unknown.keys)
+                messages = list(unknown.remaining)
+        for part in accumulator.take():
+            acknowledgement.receive(part.end_lsn or part.commit_lsn)
+            for delivery in deliveries:
+                delivery.offer(part)
+            await _wait_for_room(deliveries, settings.detach_after_s)
+        if any(keepalive.reply_requested for keepalive in keepalives):
+            answer()
+        if keepalives and not accumulator.in_transaction:
+            _note(keepalives, deliveries, acknowledgement)
+
+
+def _note(keepalives: Sequence[Keepalive], deliveries: Sequence[Delivery], acknowledgement: Acknowledgement) -> None:
+    """With no transaction open, everything committed before a keepalive's LSN has been received (hazard 3)."""
+    for keepalive in keepalives:
+        acknowledgement.receive(keepalive.end_lsn)
+    for delivery in deliveries:
+        delivery.queue.note(acknowledgement.received)
+
+
+async def _wait_for_room(deliveries: Sequence[Delivery], detach_after_s: float) -> None:
+    """Back-pressure: pause while a queue is full; go on without a target that has stalled for too long."""
+    for delivery in deliveries:
+        if not delivery.queue.full:
+            continue
+        # A target that is stopped waits for a person: the others do not wait with it.
+        patience_s = 0.0 if delivery.health.state == "stopped" else detach_after_s
+        try:
+            async with asyncio.timeout(patience_s):
+                await delivery.queue.wait_for_room()
+        except TimeoutError:
+            delivery.set_aside(f"its queue has been full for {patience_s:g} s")

@@ -1,0 +1,177 @@
+"""`cdc resync`: ask for one table to be read again, and follow how far the worker is.
+
+The request is a row in the target, so it outlives this process: Ctrl-C leaves it, and the worker goes on. Only a table
+that has to be rebuilt beside (`cdc.service.resync_way`) is built by this process itself, when the worker has said so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+from cdc.config import Config
+from cdc.errors import CdcError, ConfigurationError, SetupError, TerminalError
+from cdc.lsn import Lsn
+from cdc.routing.patterns import nearest, split
+from cdc.routing.target_routes import TargetRoutes
+from cdc.service.resync_steps import open_session
+from cdc.target import migrations
+from cdc.target import resync_request as requests
+from cdc.target.resync_request import Request
+from cdc.target.session import Session
+
+FOLLOW_S = 0.5
+"""How often the progress is looked at."""
+
+UNSERVED_S = 10.0
+"""After how long nobody can have overlooked a request: then no worker is there."""
+
+Rebuild = Callable[[str, str], Awaitable[None]]
+"""Builds a table (``schema.table`` at the source) of a target beside, and swaps it in; durable when it returns."""
+
+
+class Follower(Protocol):
+    """Where the progress is shown; a number of rows that is not known is `None`."""
+
+    def say(self, message: str) -> None:
+        """Something worth a line."""
+
+    def rows(self, target: str, table: str, done: int, of: int | None) -> None:
+        """How many rows are in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A table that was read again: how many rows, by which way, and from which LSN on it is exactly the source's."""
+
+    target: str
+    table: str
+    way: str
+    rows: int
+    exact_from: Lsn | None
+
+    def __str__(self) -> str:
+        exact = "" if self.exact_from is None else f"; exactly the source's from {self.exact_from} on"
+        return f"target {self.target}: {self.table} was read again ({self.way}), {self.rows} rows{exact}"
+
+
+async def resync(
+    config: Config,
+    table: str,
+    *,
+    target: str | None = None,
+    max_rows_per_second: int | None = None,
+    follower: Follower,
+    rebuild: Rebuild | None = None,
+) -> list[Outcome]:
+    """Have ``table`` (``schema.table`` at the source) read again by every target that has it, or by ``target``.
+
+    Returns when all of them are done. While no worker serves a request it says so, and goes on waiting. Where a request
+    for the table is open already it is followed. ``rebuild`` is called for a table that has to be built beside.
+
+    Raises `ConfigurationError` for a table or a target that is not configured, `SetupError` before ``cdc setup``, and
+    the error of the first target that cannot do it, when all others are done.
+    """
+    names = _targets(config, table, target)
+    async with AsyncExitStack() as stack:
+        followed = []
+        for name in names:
+            session = await stack.enter_async_context(open_session(config, name))
+            if await migrations.pending(session):
+                raise SetupError(f"{session.where} is not set up for this version: run `cdc setup`")
+            number = await requests.ask(session, config.pipeline, split(table), max_rows_per_second)
+            followed.append(_Followed(name, table, session, number, follower, rebuild))
+        results = await asyncio.gather(*(one.to_the_end() for one in followed), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in results if isinstance(result, Outcome)]
+
+
+def _targets(config: Config, table: str, target: str | None) -> list[str]:
+    if target is not None and target not in config.targets:
+        raise ConfigurationError(
+            f"--target: there is no target {target}; the configuration has {', '.join(config.targets)}"
+        )
+    if "." not in table:
+        raise ConfigurationError(f"{table!r}: name the table as schema.table, as the source does")
+    asked = [target] if target is not None else list(config.targets)
+    found = [name for name in asked if TargetRoutes(config.targets[name]).route_of(*split(table)) is not None]
+    if not found:
+        known = [name for one in asked for name in config.targets[one].tables]
+        guess = nearest(table, known)
+        where = "no target takes" if target is None else f"target {target} does not take"
+        raise ConfigurationError(f"{where} a table {table}" + (f"; did you mean {guess}?" if guess else ""))
+    return found
+
+
+@dataclass(slots=True)
+class _Followed:
+    """One request in one target."""
+
+    target: str
+    table: str
+    session: Session
+    number: int
+    follower: Follower
+    rebuild: Rebuild | None
+    _said: str | None = None
+
+    async def to_the_end(self) -> Outcome:
+        began = time.monotonic()
+        while True:
+            request = await requests.read(self.session, self.number)
+            if request is None:
+                raise TerminalError(f"target {self.target}: the request for {self.table} is gone from the target")
+            self.follower.rows(self.target, self.table, request.row_count, request.estimated_rows)
+            if request.state == requests.FAILED:
+                raise TerminalError(request.reason or "it failed", sql=request.mend)
+            if request.state == requests.DONE:
+                return Outcome(self.target, self.table, request.way or "", request.row_count, request.consistent_from)
+            if request.state == requests.SHADOW and self.rebuild is not None:
+                await self._rebuild(request, self.rebuild)
+                continue
+            self._say(self._sentence(request, time.monotonic() - began))
+            await asyncio.sleep(FOLLOW_S)
+
+    async def _rebuild(self, request: Request, rebuild: Rebuild) -> None:
+        self._say(f"it is built beside and swapped in, because {request.reason}")
+        try:
+            await rebuild(self.target, self.table)
+        except CdcError as error:
+            if isinstance(error, TerminalError):
+                await requests.end_run(self.session, request, str(error))
+                await requests.record(
+                    self.session, self.number, state=requests.FAILED, reason=str(error), mend=error.sql
+                )
+            raise
+        await requests.end_run(self.session, request, "done")
+        await requests.record(self.session, self.number, state=requests.DONE)
+
+    def _sentence(self, request: Request, waited_s: float) -> str:
+        if request.says is not None:
+            return request.says
+        match request.state:
+            case requests.ASKED if waited_s > UNSERVED_S:
+                return "no worker has taken it up: does `cdc run` run? The request stays until one does"
+            case requests.ASKED:
+                return "asked for; waiting for the worker"
+            case requests.SHADOW:
+                return "it has to be built beside and swapped in: run `cdc resync` for it again"
+            case requests.COPYING:
+                return f"it is read whole, because {request.reason}"
+            case requests.SWEEPING:
+                return "every row was read; some are read once more"
+            case requests.FINISHING:
+                return "the rows are in; its indexes are built"
+            case _:
+                return "it is read in the order of its key"
+
+    def _say(self, sentence: str) -> None:
+        if sentence != self._said:
+            self._said = sentence
+            self.follower.say(f"target {self.target}, {self.table}: {sentence}")

@@ -1,0 +1,252 @@
+"""The worker's side of `cdc resync`: one table of one target is read again while everything else streams.
+
+A `Resyncing` belongs to a `Delivery`. Every few seconds it looks for a request in the target, decides the way
+(`cdc.service.resync_way`) and serves it. In place, the order is what makes it right:
+
+1. the table is in the publication, committed: its changes are streamed;
+2. its state is overlap, and a `Tracking` remembers what the stream changes;
+3. all transactions that had begun before that have ended: whatever was committed before, every snapshot now sees;
+4. chunk by chunk: read and staged under one snapshot, then a watermark; merged when the stream brings that. A key that
+   a transaction changed which the snapshot does not see keeps the stream's version.
+
+What is asked and how far it is stands in the target, and moves with the rows: a worker that is killed goes on with the
+next chunk. What only memory knows (the touched keys) is not needed for that: steps 3 and 4 begin anew with it.
+Everything that needs the target's fence is done between two batches; rows are read and staged beside the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cdc.config import Config
+from cdc.errors import CdcError, SetupError, TerminalError
+from cdc.service import resync_plan, resync_whole
+from cdc.service.resync_chunks import CHUNK_ROWS, ChunkReader, Restructured
+from cdc.service.resync_plan import Layout
+from cdc.service.resync_steps import Errand, finish, open_session, prepare_table
+from cdc.service.resync_way import WHOLE_BYTES, way_of
+from cdc.service.retry import Backoff
+from cdc.service.tracking import ChunkLost, Tracking
+from cdc.source.chunks import current_snapshot
+from cdc.source.connection import connect
+from cdc.source.visibility import current_xid, wait_until_visible
+from cdc.target import resync_request as requests
+from cdc.target import table_state
+from cdc.target.resync_request import Request
+
+if TYPE_CHECKING:
+    from cdc.service.delivery import Delivery
+    from cdc.service.owned_target import OwnedTarget
+
+_log = structlog.get_logger(__name__)
+
+POLL_S = 2.0
+"""How often a target is asked for requests: one small query between two batches."""
+
+PRUNE_S = 2.0
+"""How often touched keys that every snapshot sees are forgotten while older transactions are waited for."""
+
+OPEN = (requests.ASKED, *requests.IN_CHUNKS, requests.COPYING, requests.FINISHING)
+"""The states that a worker does something about; a shadow is built by ``cdc resync`` itself."""
+
+BeforeMark = Callable[[Request], Awaitable[None]]
+"""Called when a chunk is staged and its watermark is not written yet: where tests act."""
+
+
+async def _at_once(_: Request) -> None:
+    """Nothing happens before a watermark."""
+
+
+class Resyncing:
+    """Serves the requests of one target, one after another, while a stream of its delivery lasts."""
+
+    def __init__(self, delivery: Delivery, config: Config, key: str, *, is_idle: bool) -> None:
+        """``is_idle``: the target is being loaded by whoever owns the delivery, and nothing of it is read again."""
+        self.before_mark: BeforeMark = _at_once
+        self.whole_bytes = WHOLE_BYTES
+        self.most_rows = CHUNK_ROWS[1]
+        self._delivery = delivery
+        self._is_idle = is_idle
+        self._config = config
+        self._key = key
+        self._target = delivery.name
+
+    async def attach(self, owned: OwnedTarget) -> None:
+        """The target was taken: a table that is being read again is tracked before the first batch."""
+        if self._is_idle:
+            return
+        request = await requests.next_open(owned.session, self._key, requests.IN_CHUNKS)
+        if request is not None and request.table in owned.planning.overlap:
+            owned.track(Tracking(request))
+
+    async def run(self) -> None:
+        """Serve requests until cancelled. No error leaves: it is logged, recorded, and tried again where that helps."""
+        backoff = Backoff()
+        while not self._is_idle:
+            request: Request | None = None
+            try:
+                request = await self._delivery.between_batches(self._next)
+                if request is not None:
+                    await self._serve(request)
+                    backoff.progressed()
+                    continue
+                wait_s = POLL_S
+            except (ChunkLost, Restructured):
+                wait_s = 0.0
+            except CdcError as error:
+                wait_s = await self._failed(request, error, backoff)
+            await asyncio.sleep(wait_s)
+
+    async def _next(self, owned: OwnedTarget) -> Request | None:
+        return await requests.next_open(owned.session, self._key, OPEN)
+
+    async def _failed(self, request: Request | None, error: CdcError, backoff: Backoff) -> float:
+        """Say what went wrong; what cannot pass ends the request."""
+        wait_s = backoff.wait_s(error)
+        if request is None:
+            return wait_s
+        _log.warning("resync failed", target=self._target, table=request.table, reason=str(error), sql=error.sql)
+        try:
+            async with open_session(self._config, self._target) as session:
+                if isinstance(error, TerminalError):
+                    await requests.record(
+                        session, request.request, state=requests.FAILED, reason=str(error), mend=error.sql
+                    )
+                    await requests.end_run(session, request, str(error))
+                else:
+                    await requests.record(session, request.request, says=f"{error}; it is tried again")
+        except CdcError as unrecorded:
+            _log.warning("resync cannot record that", target=self._target, reason=str(unrecorded))
+        return wait_s
+
+    async def _serve(self, request: Request) -> None:
+        source = self._config.source
+        async with (
+            await connect(
+                source.dsn.get_secret_value(), application_name=f"{source.application_name} resync"
+            ) as connection,
+            open_session(self._config, self._target) as session,
+        ):
+            errand = Errand(self._delivery, self._config, self._target, self._key, connection, session)
+            if request.state == requests.ASKED:
+                request = await self._decide(errand, request)
+            if request.state == requests.COPYING:
+                await resync_whole.copy(errand, request)
+                return
+            if request.state in requests.IN_CHUNKS:
+                request = await self._read_chunks(errand, request)
+            if request.state == requests.FINISHING:
+                await finish(errand, request)
+
+    async def _decide(self, errand: Errand, request: Request) -> Request:
+        """Choose the way and begin; what it returns is to be served on."""
+        session = errand.session
+        route = resync_plan.route_for(self._config, self._target, request.source)
+        source = await resync_plan.read_source(errand.connection, self._config, route)
+        await prepare_table(errand, route, source)
+        layout = await errand.look(request)
+        verdict = way_of(layout.source, layout.facts, whole_bytes=self.whole_bytes)
+        _log.info("resync", target=self._target, table=request.table, way=verdict.way, reason=verdict.reason)
+        if verdict.way == "refused":
+            raise SetupError(verdict.reason, sql=verdict.mend)
+        run = await requests.begin_run(session, self._key, self._target)
+        values: dict[str, object] = {"way": verdict.way, "reason": verdict.reason, "run": run}
+        values["estimated_rows"] = await errand.estimate_rows(layout)
+        await requests.record(session, request.request, **values)
+        if verdict.way == "shadow":
+            await requests.record(session, request.request, state=requests.SHADOW)
+        elif verdict.way == "whole":
+            await requests.record(session, request.request, state=requests.COPYING)
+        else:
+            await self._begin_chunks(errand, request, layout)
+        found = await requests.read(session, request.request)
+        assert found is not None  # rows of requests stay
+        return found
+
+    async def _begin_chunks(self, errand: Errand, request: Request, layout: Layout) -> None:
+        """From its first row on: the table is in overlap, tracked, and nothing of it counts as merged."""
+        near_xid = await current_xid(errand.connection)
+
+        async def begin(owned: OwnedTarget) -> None:
+            async with owned.fenced():
+                await errand.execute(owned, layout.tables.create())
+                await table_state.mark_overlap(
+                    owned.session, self._key, layout.route, source_oid=layout.source.relation.oid
+                )
+                await requests.record(
+                    owned.session,
+                    request.request,
+                    state=requests.WAITING,
+                    source_oid=layout.source.relation.oid,
+                    near_xid=near_xid,
+                    key_form=layout.form,
+                    chunk_count=0,
+                    row_count=0,
+                    sweep_after=0,
+                )
+                found = await requests.read(owned.session, request.request)
+            assert found is not None
+            owned.read_again(Tracking(found))
+
+        await errand.do(begin)
+
+    async def _read_chunks(self, errand: Errand, request: Request) -> Request:
+        """Step 3, then chunks until the table is exactly the source's; returns the request as it is then."""
+        tracking = await errand.do(_tracking)
+        if tracking is None or tracking.request.request != request.request:
+            raise ChunkLost("the table is not tracked")  # its state is not overlap any more: look again
+        reader = ChunkReader(errand, tracking, self.before_mark, self.most_rows)
+        await self._wait(errand, tracking)
+        while True:
+            try:
+                result = await reader.next()
+            except Restructured:
+                # What is merged and what is staged do not belong to the table as it is now: from its first row.
+                await self._begin_chunks(errand, tracking.request, await errand.look(tracking.request))
+                raise
+            except ChunkLost as lost:
+                if tracking.is_lost:
+                    raise
+                await self._say(errand, tracking.request, str(lost))
+                reader.smaller()
+                await errand.until_level(request.table)
+                tracking.forget_touched()
+                await self._wait(errand, tracking)
+                continue
+            if result.is_whole:
+                _log.info("resync is exact", target=self._target, table=request.table, lsn=str(result.at))
+                return result.request
+            await asyncio.sleep(reader.pause_s())
+
+    async def _wait(self, errand: Errand, tracking: Tracking) -> None:
+        """Wait until everything that the tracking may have missed is visible to every snapshot."""
+        request = tracking.request
+        said: list[str] = []
+        looked_at = time.monotonic()
+
+        async def prune() -> None:
+            nonlocal looked_at
+            while said:
+                await self._say(errand, request, said.pop())
+            if time.monotonic() - looked_at >= PRUNE_S:
+                looked_at = time.monotonic()
+                tracking.touched.see(await current_snapshot(errand.connection))
+
+        await wait_until_visible(errand.connection, said.append, meanwhile=prune)
+        state = requests.READING if request.state == requests.WAITING else request.state
+        await requests.record(errand.session, request.request, state=state, says=None)
+        tracking.request = replace(request, state=state)
+
+    async def _say(self, errand: Errand, request: Request, says: str) -> None:
+        _log.info("resync waits", target=self._target, table=request.table, reason=says)
+        await requests.record(errand.session, request.request, says=says)
+
+
+async def _tracking(owned: OwnedTarget) -> Tracking | None:
+    return owned.tracking

@@ -1,0 +1,132 @@
+"""How a second generation takes the place of the first, at the end of its load.
+
+The swap itself is one transaction of the target (`cdc.target.swap`). Here is what surrounds it: the lane of the second
+generation has to reach the position at which the first is held, and to stop there. Why nothing is lost then: while the
+first generation's row is locked its position P cannot move, and the shared slot is acknowledged no further than P,
+because the target is attached to it. The second generation's position is at least P when it takes the row. So the
+worker, which finds its fence gone and takes the target again, goes on from a position that the shared slot still has.
+
+A target that was not attached (its slot was lost, or nobody shares one) has nobody to hold a position for. Its new
+tables go on being streamed over the slot that they were loaded with, first by this run, then by the worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cdc.bootstrap import tables
+from cdc.bootstrap.aims import BESIDE_SUFFIX, Aim
+from cdc.bootstrap.run import LoadLane, Run
+from cdc.bootstrap.start import free_slot
+from cdc.bootstrap.targets import Loading, application_name, look, take
+from cdc.config import Config
+from cdc.lsn import Lsn
+from cdc.routing.router import route_of
+from cdc.routing.target_routes import TargetRoutes
+from cdc.service.load_stream import LoadStream
+from cdc.source.connection import connect
+from cdc.source.slot import LANE_SEPARATOR, drop_slot, read_slots
+from cdc.target import missing_indexes, table_state
+from cdc.target.dependents import obstacles, refusal
+from cdc.target.session import Session
+from cdc.target.session import connect as connect_target
+from cdc.target.swap import TableSwap, swap
+
+
+async def refuse_obstacles(run: Run, loading: Loading) -> None:
+    """Raise `SetupError` for whatever would stop the swap at the end of the load, with the SQL that clears the way."""
+    sources = await run.read_sources()
+    session = await loading.ready()
+    swaps = []
+    for one in await _swaps(run.config, loading, session):
+        source = sources.get(one.route.source_name)
+        if source is not None:
+            shape = tables.new_table_of_route(one.route, source)
+            swaps.append(replace(one, shape=shape))
+    found = await obstacles(session, swaps)
+    if found:
+        raise refusal(session.where, found)
+
+
+async def swap_in(run: Run, lane: LoadLane, stream: LoadStream, name: str) -> None:
+    """Put the second generation of a target in the place of the first. Durable when it returns.
+
+    The lane is stopped then. A target that the shared lane serves is left to the worker; others stay in this lane.
+    """
+    loading = lane.loadings[name]
+    config = run.config
+    session = await loading.ready()
+    swaps = await _swaps(config, loading, session)
+    for index in await missing_indexes.missing_indexes(session, swaps):
+        run.progress.say(f"target {name}: index {index.name} is not the source's, and is built on the new table, too")
+        async with run.records.step("index", index.name, targets=[name]):
+            await missing_indexes.build_missing(session, index)
+
+    async def caught_up(held: Lsn) -> Lsn:
+        await stream.start()
+        await stream.until_position(name, held)
+        await stream.stop()
+        reached = loading.ownership.position
+        assert reached is not None  # it has been streaming
+        return reached
+
+    is_attached = lane.slot.endswith(BESIDE_SUFFIX)
+    # The swap's transaction is open while the lane ends and the run takes the generation: on another session.
+    swapping = await connect_target(loading.access.dsn, application_name=run.application_name, target=name)
+    try:
+        async with run.records.step("swap", targets=[name]):
+            await swap(
+                swapping,
+                pipeline=config.pipeline,
+                swaps=swaps,
+                whole=loading.aim.routes.only is None,
+                caught_up=caught_up,
+                say=run.progress.say,
+                state="streaming" if is_attached else "loading",
+            )
+    finally:
+        await swapping.close()
+    await stream.stop()
+    run.swapped.append(name)
+    if is_attached:
+        del lane.loadings[name]
+        async with await run.connect() as connection:
+            await free_slot(connection, lane.slot)
+            await drop_slot(connection, lane.slot)
+    else:
+        lane.loadings[name] = await take(
+            config, replace(present_aim(config, name), slot=lane.slot), session, run.routes[name]
+        )
+
+
+async def present_of(run: Run, name: str) -> Loading:
+    """A target whose tables have been swapped, as its readers see it; nothing is taken."""
+    return await look(run.config, present_aim(run.config, name), run.routes[name])
+
+
+def present_aim(config: Config, name: str) -> Aim:
+    """The generation that the readers of a target see, which the shared lane serves."""
+    return Aim(name, config.pipeline, TargetRoutes(config.targets[name]), config.source.slot)
+
+
+async def tidy(config: Config, targets: Sequence[str]) -> None:
+    """Drop the slots of loads whose swap is done, which a run that was killed right afterwards left behind."""
+    dsn = config.source.dsn.get_secret_value()
+    async with await connect(dsn, application_name=application_name(config)) as connection:
+        left = {f"{config.source.slot}{LANE_SEPARATOR}{name}{BESIDE_SUFFIX}" for name in targets}
+        for slot in await read_slots(connection, config.source.slot):
+            if slot.name in left and not slot.active:
+                await drop_slot(connection, slot.name)
+
+
+async def _swaps(config: Config, loading: Loading, session: Session) -> list[TableSwap]:
+    """The tables of a second generation, each with what stands in its place now."""
+    present = {state.source_name: state for state in await table_state.read(session, config.pipeline)}
+    swaps = []
+    for route in loading.routes:
+        there = route_of(loading.config, route.source_schema, route.source_table)
+        assert there is not None  # the routes were made from the same configuration
+        state = present.get(route.source_name)
+        swaps.append(TableSwap(there, created_by_cdc=state is not None and state.created_by_cdc))
+    return swaps

@@ -1,0 +1,171 @@
+"""Requests to read one table of a target again: rows of ``cdc.resync``.
+
+`cdc resync` writes a request and follows it; the worker that owns the target serves it. A request that is open is
+served until it is done or has failed, by whichever worker owns the target, also after a crash: everything that is
+needed to go on is in the row, and in the tables that stand beside it (`cdc.target.merge`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cdc import statements
+from cdc.lsn import Lsn
+from cdc.target import run_record
+from cdc.target.merge import ResyncTables, drop
+from cdc.target.session import Session, target_errors
+from cdc.target.table_state import TableName
+
+ASKED, WAITING, READING, SWEEPING = "asked", "waiting", "reading", "sweeping"
+COPYING, FINISHING, SHADOW, DONE, FAILED = "copying", "finishing", "shadow", "done", "failed"
+
+IN_CHUNKS = (WAITING, READING, SWEEPING)
+"""The states of a request whose table is in overlap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request; the columns' comments in sql/target/0005_resync.sql say what each means."""
+
+    request: int
+    source_schema: str
+    source_table: str
+    state: str
+    way: str | None
+    reason: str | None
+    mend: str | None
+    says: str | None
+    max_rows_per_second: int | None
+    source_oid: int | None
+    near_xid: int | None
+    key_form: str | None
+    chunk_count: int
+    row_count: int
+    estimated_rows: int | None
+    sweep_after: int
+    consistent_from: Lsn | None
+    run: int | None
+
+    @property
+    def table(self) -> str:
+        """``schema.table`` at the source, unquoted."""
+        return f"{self.source_schema}.{self.source_table}"
+
+    @property
+    def source(self) -> TableName:
+        """Schema and name at the source."""
+        return self.source_schema, self.source_table
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody serves it any more."""
+        return self.state in (DONE, FAILED)
+
+
+async def ask(session: Session, pipeline: str, source: TableName, max_rows_per_second: int | None) -> int:
+    """Ask for a table to be read again; returns the number of the request.
+
+    Where one is open for this table already it is that one's, which takes over the pace.
+    """
+    with target_errors("asking for a resync", session.where):
+        return int(
+            await session.connection.fetchval(
+                statements.load("target", "ask_resync"), pipeline, *source, max_rows_per_second
+            )
+        )
+
+
+async def read(session: Session, request: int) -> Request | None:
+    """One request; `None` when there is none of that number."""
+    with target_errors("reading a request", session.where):
+        row = await session.connection.fetchrow(f"{_SELECT} WHERE request = $1", request)
+    return None if row is None else _request(row)
+
+
+async def next_open(session: Session, pipeline: str, states: Sequence[str]) -> Request | None:
+    """The oldest request that is in one of ``states``."""
+    with target_errors("reading requests", session.where):
+        row = await session.connection.fetchrow(
+            f"{_SELECT} WHERE pipeline = $1 AND state = ANY ($2::text[]) ORDER BY state = '{ASKED}', request LIMIT 1",
+            pipeline,
+            list(states),
+        )
+    return None if row is None else _request(row)
+
+
+async def record(session: Session, request: int, **values: object) -> None:
+    """Set columns of a request; ``state`` done or failed ends it."""
+    names = list(values)
+    sets = [f"{name} = ${number}{_CASTS.get(name, '')}" for number, name in enumerate(names, 2)]
+    if values.get("state") in (DONE, FAILED):
+        sets.append("finished_at = pg_catalog.clock_timestamp(), says = NULL")
+    with target_errors("recording a request", session.where):
+        await session.connection.execute(
+            f"UPDATE cdc.resync SET {', '.join(sets)} WHERE request = $1 AND finished_at IS NULL",
+            request,
+            *values.values(),
+        )
+
+
+async def record_merged(session: Session, tables: ResyncTables, rows: int, *, state: str) -> Request:
+    """A chunk was merged, in the transaction that is open; returns the request as it is now."""
+    with target_errors("recording a request", session.where):
+        await session.connection.execute(
+            "UPDATE cdc.resync SET chunk_count = chunk_count + 1, row_count = row_count + $2, state = $3, says = NULL,"
+            f" sweep_after = (SELECT coalesce(max(ordinal), 0) FROM {tables.again}) WHERE request = $1",
+            tables.request,
+            rows,
+            state,
+        )
+    found = await read(session, tables.request)
+    assert found is not None  # it was updated just now
+    return found
+
+
+async def end_overlap(session: Session, pipeline: str, request: Request, tables: ResyncTables, at: Lsn) -> None:
+    """The table is exactly the source's from ``at`` on, in the transaction that is open."""
+    with target_errors("recording a request", session.where):
+        await session.connection.execute(
+            "UPDATE cdc.target_table SET state = 'streaming', consistent_from = $4::text::pg_lsn WHERE pipeline = $1"
+            " AND source_schema = $2 AND source_table = $3 AND state = 'overlap'",
+            pipeline,
+            *request.source,
+            str(at),
+        )
+        await session.connection.execute(drop(tables.request))
+    await record(session, tables.request, consistent_from=str(at))
+
+
+async def begin_run(session: Session, pipeline: str, target: str) -> int:
+    """Record for `cdc report` that a request is being served; returns the number of the run."""
+
+    async def ready() -> Session:
+        return session
+
+    return (await run_record.begin_run(ready, pipeline, target, "resync")).run
+
+
+async def end_run(session: Session, request: Request, outcome: str) -> None:
+    """Record how that ended, with the rows as its one step."""
+    if request.run is None:
+        return
+    with target_errors("recording the end of the run", session.where):
+        await session.connection.execute(
+            statements.load("target", "end_resync_run"), request.request, request.run, outcome
+        )
+
+
+_CASTS = {"consistent_from": "::text::pg_lsn"}
+
+_SELECT = (
+    "SELECT request, source_schema, source_table, state, way, reason, mend, says, max_rows_per_second, source_oid,"
+    " near_xid, key_form,"
+    " chunk_count, row_count, estimated_rows, sweep_after, consistent_from::text, run FROM cdc.resync"
+)
+
+
+def _request(row: object) -> Request:
+    values = dict(row)  # type: ignore[call-overload]  # asyncpg's record is a mapping that its types do not say
+    lsn = values["consistent_from"]
+    return Request(**{**values, "consistent_from": None if lsn is None else Lsn.parse(lsn)})
