@@ -226,6 +226,70 @@ def bootstrap(
     typer.echo(str(summary))
 
 
+@app.command()
+def resync(
+    context: typer.Context,
+    table: Annotated[str, typer.Argument(help="The table, as schema.table at the source.")],
+    target: Annotated[
+        str | None, typer.Option("--target", help="Only this target; all that have it unless given.")
+    ] = None,
+    max_rows_per_second: Annotated[
+        int | None, typer.Option("--max-rows-per-second", min=1, help="How fast it may be read at most.")
+    ] = None,
+) -> None:
+    """Bring one table to what the source has, while everything streams. The worker does it; this shows its progress."""
+    config = _load(context)
+    from cdc.service import loading
+    from cdc.service import resync as requests
+
+    with _progress() as progress:
+        outcomes = _run(
+            requests.resync(
+                config,
+                table,
+                target=target,
+                max_rows_per_second=max_rows_per_second,
+                follower=progress,
+                rebuild=loading.rebuild_with(config, progress, max_rows_per_second=max_rows_per_second),
+            )
+        )
+    for outcome in outcomes:
+        typer.echo(str(outcome))
+
+
+@app.command()
+def enrich(
+    context: typer.Context,
+    target: Annotated[list[str] | None, typer.Option("--target", help="Only this target; can be repeated.")] = None,
+) -> None:
+    """Run what was not run yet of the targets' own SQL files (sql/enrich/<target>/*.sql); the worker may run."""
+    config = _load(context)
+    from cdc.bootstrap.enrichment import enrich_all
+    from cdc.bootstrap.run import Scope
+
+    names = Scope(targets=tuple(target) if target else None).names(config)
+    for warning in _run(enrich_all(config, names, typer.echo)):
+        typer.echo(f"warning: {warning}")
+
+
+@app.command()
+def report(
+    context: typer.Context,
+    target: Annotated[str | None, typer.Option("--target", help="Only this target.")] = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="How many of the last runs.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show how long each step of the last bootstraps took, and the three slowest things of each kind."""
+    config = _load(context)
+    from cdc.service import report as reports
+
+    found = _run(reports.read(config, target, runs))
+    if as_json:
+        typer.echo(found.to_json())
+    else:
+        found.show(Console())
+
+
 @contextmanager
 def _progress() -> Iterator[Progress]:
     """Bars on a terminal, log lines elsewhere."""

@@ -15,6 +15,7 @@ gets ``<slot>__<target>__new``, which is gone after the swap; and a target that 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -92,14 +93,19 @@ def choose(
 
     Raises:
         ResyncNeeded: nothing can join what a target holds to the stream, and nobody asked for it to be loaded anew.
-        SetupError: a target that holds data cannot be loaded beside it, because its tables are not `cdc`'s to replace.
+        SetupError: a target that holds data cannot be loaded beside it, because its tables are not `cdc`'s to replace;
+            or something else is being loaded beside it.
     """
     shared = slots.get(shared_slot)
     if shared is not None and (shared.is_lost or not (is_partial or any(_has_position(one) for one in found.values()))):
         shared = None
     aims: dict[str, Aim] = {}
     for name, one in found.items():
-        is_beside = only is not None or one.beside is not None or (one.was_loaded and anew)
+        wanted = None if only is None else only[name]
+        is_begun = one.beside is not None and one.beside.only_tables is None
+        is_beside = wanted is not None or is_begun or (one.was_loaded and anew)
+        if is_beside and one.beside is not None and one.beside.only_tables != wanted:
+            raise _other_load(name, one.beside.only_tables)
         if one.problem is not None and not is_beside:
             raise one.problem
         if is_beside and not one.config.follows:
@@ -108,7 +114,7 @@ def choose(
                 f"beside them. `cdc resync TABLE --target {name}` brings a table to what the source has, in place"
             )
         key = generation_key(pipeline) if is_beside else pipeline
-        routes = TargetRoutes(one.config, is_beside, None if only is None else only[name])
+        routes = TargetRoutes(one.config, is_beside, wanted)
         slot = _slot(name, one, is_beside, shared_slot, shared, slots)
         aims[name] = Aim(name, key, routes, slot)
     return aims
@@ -130,6 +136,21 @@ def _slot(
     if row is not None and row.position is not None and _reaches(shared, row.position):
         return shared_name  # this generation was begun on the shared slot
     return beside if is_beside and found.is_attached else own
+
+
+def _other_load(target: str, tables: frozenset[str] | None) -> SetupError:
+    """Something else is being loaded beside the target's tables, or was: there is room for one such load."""
+    if tables is None:
+        return SetupError(
+            f"target {target} is being loaded beside its tables, or that was interrupted. Finish it first: "
+            f"`cdc bootstrap --from live --target {target}` (or --from backup, as it was begun)"
+        )
+    names = ", ".join(sorted(tables))
+    again = f"cdc resync {shlex.quote(min(tables))} --target {target}"
+    return SetupError(
+        f"target {target}: {names} is being built beside the others, or that was interrupted. Finish that first: "
+        f"`{again}`"
+    )
 
 
 def _has_position(found: Found) -> bool:

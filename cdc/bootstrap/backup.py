@@ -23,6 +23,7 @@ from cdc.bootstrap.archive.extract import local_archive
 from cdc.bootstrap.archive.heartbeats import BackupHeartbeat, read_heartbeats
 from cdc.bootstrap.archive.pg_restore import find_pg_restore
 from cdc.bootstrap.archive.rows import Archive, open_archive
+from cdc.bootstrap.archive.toc import read_toc
 from cdc.bootstrap.backups import Backup, Backups, open_backups
 from cdc.bootstrap.copying import hold_fence
 from cdc.bootstrap.download import download
@@ -86,6 +87,7 @@ async def expect(run: Run) -> dict[str, BackupLoad]:
                             route,
                             source_oid=file.oid if file else None,
                             source_filenode=file.filenode if file else None,
+                            source_attributes=file.attributes if file else None,
                         )
                 await backup_load.record(session, loading.aim.key, load)
                 await hold_fence(session.connection, loading.access)
@@ -113,13 +115,16 @@ async def obtain(run: Run, choice: BackupChoice, expected: Mapping[str, BackupLo
             async with run.records.step("download") as step:
                 path = await download(backups, backup, directory=directory, progress=run.progress)
                 step.size = path.stat().st_size
+    try:
+        await asyncio.to_thread(read_toc, path)
+    except SetupError:  # damaged; one that is only too new for this pg_restore is kept
+        await _discard(run, choice, path, expected)
+        raise
     archive = await asyncio.to_thread(open_archive, path, settings.pg_restore)
     found = (await read_heartbeats(archive)).get(run.config.pipeline)
     problem = refusal(found, run, expected)
     if problem is not None:
-        await _forget_backup(run, expected)
-        if choice.file is None:
-            path.unlink(missing_ok=True)
+        await _discard(run, choice, path, expected)
         raise SetupError(f"the backup {choice.file or path.name} cannot be used: {problem}")
     assert found is not None
     await _record(run, str(choice.file or path.stem), found.count)
@@ -157,6 +162,9 @@ async def _backup(run: Run, backups: Backups, choice: BackupChoice, expected: Ma
     backup = None
     if len(known) == 1 and (identity := known.pop()) is not None:
         backup = await backups.get(identity)
+        if backup is not None and backup.has_failed:
+            run.progress.say(f"backup {backup.id} ended as {backup.status}")
+            backup = None
         if backup is not None:
             run.progress.say(f"going on with backup {backup.id}")
     if backup is None:
@@ -175,6 +183,13 @@ async def _backup(run: Run, backups: Backups, choice: BackupChoice, expected: Ma
             run.progress.say(f"taking backup {backup.id}, which began at {backup.began_at:%Y-%m-%d %H:%M:%S} UTC")
     await _record(run, backup.id)
     return await backups.wait_until_done(backup, run.progress.say)
+
+
+async def _discard(run: Run, choice: BackupChoice, path: Path, expected: Mapping[str, BackupLoad]) -> None:
+    """A backup that cannot serve: the next run takes another one."""
+    await _forget_backup(run, expected)
+    if choice.file is None:
+        await asyncio.to_thread(path.unlink, missing_ok=True)
 
 
 async def _forget_backup(run: Run, expected: Mapping[str, BackupLoad]) -> None:

@@ -26,7 +26,7 @@ from cdc.target import position
 from cdc.target.backup_load import read as read_backup_load
 from cdc.target.catalog import read_table, read_tables
 from cdc.target.session import target_errors
-from cdc.target.table_state import mark_copying
+from cdc.target.table_state import TableState, mark_copying
 
 HEARTBEATS_TO_CUT_OVER = 2
 """How many heartbeats after the last one in the backup the target is exactly consistent. The first of them may have
@@ -105,13 +105,14 @@ async def changed(run: Run, loading: Loading) -> list[tuple[Load, str]]:
     found: list[tuple[Load, str]] = []
     for load in loading.loads:
         states = [loading.states[route.source_name] for route in load.routes if route.source_name in loading.states]
+        # What stopped in the overlap is recorded as copying since the cut-over, and still with its reason.
+        stopped = next((state.reason for state in states if state.state in ("stopped", "copying")), None)
+        if stopped is not None:
+            found.append((load, f"the stream could not be laid over its backup, which this run mends: {stopped}"))
+            continue
         if any(state.consistent_from is not None or state.state == "copying" for state in states):
             continue  # copied live, or about to be
-        stopped = next((state.reason for state in states if state.state == "stopped"), None)
-        if stopped is not None:
-            found.append((load, stopped))
-            continue
-        moves = [_moved(state.source_oid, state.source_filenode, files.get(state.source_name)) for state in states]
+        moves = [_moved(state, files.get(state.source_name)) for state in states]
         reason = next((move for move in moves if move is not None), None)
         if reason is None:
             try:
@@ -135,10 +136,13 @@ async def give_up(loading: Loading, loads: Sequence[Load]) -> None:
     await loading.read_states()
 
 
-def _moved(oid: int | None, filenode: int | None, now: Filenode | None) -> str | None:
-    if now is None or (oid is not None and now.oid != oid):
+def _moved(state: TableState, now: Filenode | None) -> str | None:
+    """Why a backup may not hold the rows that the table had when the backup was asked for."""
+    if now is None or state.source_oid not in (None, now.oid):
         return "the source's table is not the one that was backed up"
-    if filenode is not None and now.filenode != filenode:
+    if state.source_attributes not in (None, now.attributes):
+        return "the source added a column to it since the backup was asked for"
+    if state.source_filenode not in (None, now.filenode):
         return "the source truncated or rewrote it since the backup was asked for, which a backup may miss"
     return None
 
@@ -155,7 +159,7 @@ def _unrestorable(
     state = loading.states.get(route.source_name)
     if state is None:
         return "it joined the configuration after the backup was asked for"
-    return _moved(state.source_oid, state.source_filenode, files.get(route.source_name))
+    return _moved(state, files.get(route.source_name))
 
 
 def _say_live(run: Run, loading: Loading, load: Load, reason: str) -> None:

@@ -89,6 +89,11 @@ class Backup:
         """Whether it can be downloaded."""
         return self.status == "done"
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it will never be one that can be downloaded."""
+        return self.status in _FAILED
+
 
 @asynccontextmanager
 async def open_backups(config: BootstrapConfig) -> AsyncIterator[Backups]:
@@ -158,7 +163,7 @@ class Backups:
 
         ``moment`` has a time zone.
         """
-        usable = (backup for backup in await self.list() if backup.status not in _FAILED)
+        usable = (backup for backup in await self.list() if not backup.has_failed)
         return next((backup for backup in usable if backup.began_at > moment), None)
 
     async def wait_until_done(self, backup: Backup, say: Callable[[str], None]) -> Backup:

@@ -51,8 +51,9 @@ async def _loaded(config: Config, target: str, application: str, confirmed: Lsn,
         if await migrations.pending(session):
             return set()
         state = await position.read(session, config.pipeline)
-        if await position.read(session, generation_key(config.pipeline)) is not None:
-            return set()  # one that is being loaded beside it
+        beside = await position.read(session, generation_key(config.pipeline))
+        if beside is not None and beside.only_tables is None:
+            return set()  # all of it is being loaded again
         if state is None or state.position is None or state.history is None:
             return set()
         is_joined = state.position >= confirmed and state.history.incarnation == incarnation

@@ -26,6 +26,7 @@ import tenacity
 
 from cdc import statements
 from cdc.bootstrap.courtesy import Copies
+from cdc.bootstrap.pace import Pace
 from cdc.bootstrap.pipe import read_copy
 from cdc.bootstrap.plan import TableCopy
 from cdc.bootstrap.ranges import PageRange
@@ -90,12 +91,14 @@ def in_tries() -> tenacity.AsyncRetrying:
 class Job:
     """One of the workers that copy in parallel: at most one connection to the source and one to each target.
 
-    Connections are opened when they are needed and given up after any failure.
+    Connections are opened when they are needed and given up after any failure. ``pace`` limits what is read from the
+    source; jobs share it.
     """
 
     source_dsn: str
     application_name: str
     copies: Copies
+    pace: Pace | None = None
     _source: source.Connection | None = None
     _targets: dict[str, target.Session] = field(default_factory=dict)
 
@@ -179,7 +182,7 @@ class Job:
         try:
             with self.copies.copying(self._source):
                 await _begin(self._source, copy, snapshot)
-                counted = await self.write(access, _destination(copy), _read(self._source, copy, pages))
+                counted = await self.write(access, _destination(copy), _read(self._source, copy, pages, self.pace))
             await self._source.execute("COMMIT")
         except (CdcError, SnapshotTooOld, asyncio.CancelledError):
             # Whatever state it is in, maybe in the middle of a COPY: a new connection costs less than finding out.
@@ -249,11 +252,13 @@ async def _begin(connection: source.Connection, copy: TableCopy, snapshot: str) 
         raise SnapshotTooOld(f"{copy.route.source_name}: the table was rewritten or emptied after the snapshot")
 
 
-async def _read(connection: source.Connection, copy: TableCopy, pages: PageRange) -> AsyncIterator[bytes]:
+async def _read(
+    connection: source.Connection, copy: TableCopy, pages: PageRange, pace: Pace | None
+) -> AsyncIterator[bytes]:
     """The bytes of a range. Translates here, because the target's driver passes on what a source of bytes raises."""
     with source.source_errors(f"copy {copy.route.source_name}"):
         try:
-            async for chunk in read_copy(connection, copy.statement(pages)):
+            async for chunk in read_copy(connection, copy.statement(pages), pace):
                 yield chunk
         except psycopg.errors.UndefinedColumn:
             raise SnapshotTooOld(f"{copy.route.source_name}: a column is gone") from None

@@ -101,19 +101,6 @@ async def enrich_all(config: Config, targets: Collection[str] | None, say: Calla
     return warnings
 
 
-async def forget(connection: asyncpg.Connection, key: str, tables: Collection[str] | None = None) -> None:
-    """Forget, in whatever transaction ``connection`` is, that files were run: what they made goes with its tables.
-
-    ``tables`` (``schema.table`` here) are those that another generation replaces; `None` for all. A file that does not
-    say what it needs counts as one that needs each of them.
-    """
-    await connection.execute(
-        "DELETE FROM cdc.enrichment WHERE pipeline = $1 AND ($2::text[] IS NULL OR needs = '{}' OR needs && $2)",
-        key,
-        None if tables is None else sorted(tables),
-    )
-
-
 @dataclass(slots=True)
 class _Run:
     """One run on one target, with at most one session; another one where that was lost."""
@@ -237,14 +224,13 @@ async def _begin(run: _Run, file: EnrichmentFile) -> int:
     session = await run.ready()
     with target_errors(f"recording {file.name}", session.where):
         done: list[str] = await session.connection.fetchval(
-            "INSERT INTO cdc.enrichment AS e (pipeline, file, digest, needs, refreshes) VALUES ($1, $2, $3, $4, $5)"
-            " ON CONFLICT (pipeline, file) DO UPDATE SET digest = $3, needs = $4, refreshes = $5,"
-            " done = CASE WHEN e.done = ($6::text[])[:pg_catalog.cardinality(e.done)] THEN e.done ELSE '{}' END"
+            "INSERT INTO cdc.enrichment AS e (pipeline, file, digest, refreshes) VALUES ($1, $2, $3, $4)"
+            " ON CONFLICT (pipeline, file) DO UPDATE SET digest = $3, refreshes = $4,"
+            " done = CASE WHEN e.done = ($5::text[])[:pg_catalog.cardinality(e.done)] THEN e.done ELSE '{}' END"
             " RETURNING done",
             run.key,
             file.name,
             file.digest,
-            list(file.needs),
             list(file.refreshes),
             [statement.digest for statement in file.statements],
         )

@@ -23,6 +23,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from cdc.bootstrap import definitions, tables
 from cdc.bootstrap.copying import Job
 from cdc.bootstrap.courtesy import Copies
+from cdc.bootstrap.pace import Pace
 from cdc.bootstrap.rounds import Work, copy_round, first_error, in_parallel, order_by_references
 from cdc.bootstrap.run import LoadLane, Run
 from cdc.bootstrap.targets import Loading
@@ -39,11 +40,12 @@ ROUNDS_WITHOUT_PROGRESS = 5
 
 
 @asynccontextmanager
-async def jobs_of(run: Run, count: int) -> AsyncIterator[list[Job]]:
+async def jobs_of(run: Run, count: int, max_rows_per_second: int | None = None) -> AsyncIterator[list[Job]]:
     """As many jobs, whose copies step aside for DDL at the source; their connections are closed with the block."""
     copies = Copies()
     dsn = run.config.source.dsn.get_secret_value()
-    jobs = [Job(dsn, run.application_name, copies) for _ in range(max(1, count))]
+    pace = None if max_rows_per_second is None else Pace(max_rows_per_second)
+    jobs = [Job(dsn, run.application_name, copies, pace) for _ in range(max(1, count))]
     async with AsyncExitStack() as stack:
         for job in jobs:
             stack.push_async_callback(job.close)

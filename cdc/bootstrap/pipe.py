@@ -13,6 +13,7 @@ from psycopg import AsyncConnection, errors
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGconn
 
+from cdc.bootstrap.pace import Pace
 from cdc.source import waiting
 
 CHUNK_BYTES = 256 * 1024
@@ -20,8 +21,8 @@ CHUNK_BYTES = 256 * 1024
 copy is, too."""
 
 
-async def read_copy(connection: AsyncConnection, statement: str) -> AsyncIterator[bytes]:
-    """Run ``COPY … TO STDOUT`` and yield its bytes in chunks of about ``CHUNK_BYTES``.
+async def read_copy(connection: AsyncConnection, statement: str, pace: Pace | None = None) -> AsyncIterator[bytes]:
+    """Run ``COPY … TO STDOUT`` and yield its bytes in chunks of about ``CHUNK_BYTES``, no faster than ``pace``.
 
     The connection is in a transaction of the caller's. When this generator is not read to its end (the target refused
     the rows, a task was cancelled) the connection is left in the middle of the COPY and can only be closed. Raises
@@ -40,6 +41,8 @@ async def read_copy(connection: AsyncConnection, statement: str) -> AsyncIterato
             size += length
             if size >= CHUNK_BYTES:
                 yield b"".join(messages)
+                if pace is not None:
+                    await pace.spend(len(messages))  # a server sends one message a row
                 messages.clear()
                 size = 0
         elif length == 0:
@@ -49,6 +52,8 @@ async def read_copy(connection: AsyncConnection, statement: str) -> AsyncIterato
             break
     if messages:
         yield b"".join(messages)
+        if pace is not None:
+            await pace.spend(len(messages))
     await _expect(pgconn, ExecStatus.COMMAND_OK)
     await waiting.result(pgconn)
 

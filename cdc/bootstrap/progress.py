@@ -54,6 +54,9 @@ class Progress(Protocol):
     def download(self, done: int, total: int | None) -> None:
         """So many bytes of a backup have arrived, of so many where that is known."""
 
+    def rows(self, target: str, table: str, done: int, of: int | None) -> None:
+        """A table that is read again by a worker: so many of its rows are in, of so many where that is known."""
+
     def step(self, kind: str, name: str | None, targets: Sequence[str]) -> None:
         """A step begins, of all or of one thing in it (`name`); its kind is as in ``cdc.bootstrap_step``."""
 
@@ -74,6 +77,9 @@ class Silence:
         """Nothing."""
 
     def download(self, done: int, total: int | None) -> None:
+        """Nothing."""
+
+    def rows(self, target: str, table: str, done: int, of: int | None) -> None:
         """Nothing."""
 
     def step(self, kind: str, name: str | None, targets: Sequence[str]) -> None:
@@ -131,6 +137,12 @@ class LogLines:
         if done == total or time.monotonic() - self._said_at >= LOG_INTERVAL_S:
             self._said_at = time.monotonic()
             self._log.info("backup arrives", bytes=done, of_bytes=total)
+
+    def rows(self, target: str, table: str, done: int, of: int | None) -> None:
+        """Once a minute, and when all are in, log how many that are."""
+        if done == of or time.monotonic() - self._said_at >= LOG_INTERVAL_S:
+            self._said_at = time.monotonic()
+            self._log.info("table is read again", target=target, table=table, rows=done, of_rows=of)
 
     def step(self, kind: str, name: str | None, targets: Sequence[str]) -> None:
         """Log what concerns everything; the rest, for who asks for debug lines."""
@@ -204,6 +216,13 @@ class ProgressBars:
             self._download = self._bars.add_task("download", total=total, target="backup", amount="")
         amount = human_bytes(done) + (f" of {human_bytes(total)}" if total is not None else "")
         self._bars.update(self._download, completed=done, total=total, amount=amount)
+
+    def rows(self, target: str, table: str, done: int, of: int | None) -> None:
+        """Move the table's bar; it only says how many where the whole is not known."""
+        if (target, table) not in self._tables:
+            self._tables[target, table] = self._bars.add_task(table, total=of, target=target, amount="")
+        amount = f"{done:,} rows" + (f" of about {of:,}" if of is not None else "")
+        self._bars.update(self._tables[target, table], completed=done, total=of, amount=amount)
 
     def step(self, kind: str, name: str | None, targets: Sequence[str]) -> None:
         """Print what concerns everything above the bars."""

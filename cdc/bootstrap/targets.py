@@ -156,7 +156,7 @@ async def take(config: Config, aim: Aim, session: Session, routes: Sequence[Rout
     ``routes`` are the target's, as the configuration says them.
     """
     if aim.is_beside:
-        await position.register(session, aim.key, aim.target)
+        await position.register(session, aim.key, aim.target, only_tables=aim.routes.only)
     ownership = await position.take(session, aim.key)
     dsn = for_asyncpg(config.targets[aim.target].dsn.get_secret_value())
     return Loading(

@@ -27,6 +27,7 @@ STREAMING = "streaming"
 FULL_WIDTH = 100
 """Columns that show everything, with names of the usual length and numbers of ten digits."""
 
+_BESIDE = "+ loaded beside"
 _MIB = 1024**2
 # A table's name of this length leaves room for the numbers on a terminal of 80 columns.
 _LONG_NAME = 32
@@ -39,6 +40,7 @@ _COLOURS = {
     "new": "cyan",
     "loading": "cyan",
     "copying": "cyan",
+    "overlap": "cyan",
     "retrying": "yellow",
     "reserved": "green",
     "extended": "yellow",
@@ -74,13 +76,31 @@ class TableStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationStatus:
+    """Tables that are being loaded beside those of a target, to take their place when they are complete.
+
+    ``tables`` is how many there are, ``loaded`` how many of them stream.
+    """
+
+    state: str
+    position: Lsn | None
+    lag_bytes: int | None
+    tables: int
+    loaded: int
+    consistent_at: Lsn | None = None
+    last_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TargetStatus:
     """One target.
 
     ``state`` is the one that the target stores, `UNREACHABLE` or `NOT_SET_UP`. ``lag_s`` is the age, by the source's
     clock alone, of the newest heartbeat that the target holds; ``lag_bytes`` the WAL written after its position. Each
     is `None` where it cannot be known. ``last_error`` is the last one that the worker stored, or why the target cannot
-    be reached now.
+    be reached now. The target is exactly consistent past ``consistent_at``, which is how the source was at
+    ``consistent_time`` (by its clock; only where a backup was restored); ``awaits_cut_over`` says that this is yet to
+    come. ``beside`` is the generation that is being loaded to take its place. ``slot`` is the one that serves it.
     """
 
     name: str
@@ -92,6 +112,11 @@ class TargetStatus:
     last_error: str | None = None
     last_error_at: datetime | None = None
     tables: tuple[TableStatus, ...] = ()
+    consistent_at: Lsn | None = None
+    consistent_time: datetime | None = None
+    awaits_cut_over: bool = False
+    beside: GenerationStatus | None = None
+    slot: str | None = None
 
     @property
     def rows_applied(self) -> int:
@@ -144,13 +169,19 @@ class PipelineStatus:
         """Whether the source answers, something reads the slot, and every table of every target streams."""
         return (
             self._shared_slot is not None
-            and self._shared_slot.active
+            and self._is_read
             and all(target.state == STREAMING and not target.stopped_tables for target in self.targets)
         )
 
     @property
     def _shared_slot(self) -> SlotStatus | None:
         return next((slot for slot in self.source.slots if slot.name == self.slot), None)
+
+    @property
+    def _is_read(self) -> bool:
+        """Whether somebody streams from the shared slot, or from one that serves a target alone."""
+        serving = {self.slot, *(target.slot for target in self.targets)}
+        return any(slot.active for slot in self.source.slots if slot.name in serving)
 
     def to_dict(self) -> dict[str, Any]:
         """The picture as plain data: LSNs in PostgreSQL's notation, times in ISO 8601."""
@@ -193,7 +224,7 @@ class PipelineStatus:
         if not self.source.up:
             return line.append("unreachable", style="bold red")
         line.append("up", style="green")
-        if self._shared_slot is not None and not self._shared_slot.active:
+        if self._shared_slot is not None and not self._is_read:
             line.append("   no worker is running (the slot is not in use)", style="bold red")
         line.append(f"   WAL {self.source.wal_position}")
         if self.source.heartbeat_age_s is None:
@@ -206,7 +237,8 @@ class PipelineStatus:
         behind = () if is_narrow and previous else ("behind >",)
         transactions = () if is_narrow else ("transactions >",)
         headers = ("state", "position", "lag >", *behind, "rows >", *rate, *transactions, "tables >")
-        table = _table("target", *headers, names=[target.name for target in self.targets])
+        names = [target.name for target in self.targets] + [_BESIDE for target in self.targets if target.beside]
+        table = _table("target", *headers, names=names)
         before = {target.name: target for target in previous.targets} if previous else {}
         elapsed = (self.at - previous.at).total_seconds() if previous else 0.0
         for target in self.targets:
@@ -224,6 +256,18 @@ class PipelineStatus:
                 *([applied] if transactions else []),
                 _count(target) if known else "-",
             )
+            if target.beside is not None:
+                table.add_row(
+                    Text(_BESIDE, style="dim"),
+                    _coloured(target.beside.state),
+                    _or_dash(target.beside.position),
+                    "-",
+                    *([size(target.beside.lag_bytes)] if behind else []),
+                    "-",
+                    *(["-"] if previous else []),
+                    *(["-"] if transactions else []),
+                    f"{target.beside.loaded}/{target.beside.tables}",
+                )
         return table
 
     def _complaints(self) -> list[Text]:
@@ -240,6 +284,14 @@ class PipelineStatus:
                 label = "last error" if target.state not in (UNREACHABLE, NOT_SET_UP) else target.state
                 said.append(
                     Text.assemble((f"{target.name}  ", "bold"), (label, "yellow"), f"{at}: {target.last_error}")
+                )
+            if target.awaits_cut_over:
+                said.append(
+                    Text.assemble((f"{target.name}  ", "bold"), "is not exactly consistent yet: a backup is joined")
+                )
+            if target.beside is not None and target.beside.last_error:
+                said.append(
+                    Text.assemble((f"{target.name}  ", "bold"), (_BESIDE, "yellow"), f": {target.beside.last_error}")
                 )
             for stopped in target.stopped_tables:
                 said.append(

@@ -55,8 +55,8 @@ async def compare(config: Config, name: str, key: str, history: SourceHistory) -
     return refusal, state is not None and state.position is not None
 
 
-async def waits_for_load(config: Config, name: str, key: str) -> bool:
-    """Whether a worker can do nothing for the target, because it is being loaded, or was never loaded."""
+async def waits_for_load(config: Config, name: str, key: str) -> str | None:
+    """The target's state, if a worker can do nothing for it: it is being loaded, or was never loaded."""
     try:
         session = await open_session(config, name)
         try:
@@ -64,8 +64,8 @@ async def waits_for_load(config: Config, name: str, key: str) -> bool:
         finally:
             await session.close()
     except CdcError:
-        return False
-    return state is not None and (state.state == "loading" or state.position is None)
+        return None
+    return state.state if state is not None and (state.state == "loading" or state.position is None) else None
 
 
 async def read_origins(source: SourceConfig, relation: Relation) -> Mapping[str, ColumnOrigin]:

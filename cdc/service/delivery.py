@@ -111,7 +111,6 @@ class Delivery:
         self._oids: frozenset[int] | None = None
         self._restart_pause_s: Callable[[], float] = _no_pause
         self._on_durable: Callable[[], None] = _nothing
-        self._restart: Callable[[str], None] = _say_nothing
         self._requests = Requests()
         self.resyncing = Resyncing(self, config, self._key, is_idle=loads)
         self._new_queue()
@@ -138,7 +137,10 @@ class Delivery:
 
     async def can_be_served(self) -> bool:
         """Whether the stream would be of use, seen without taking the target: not before it has been loaded."""
-        return self._loads or not await access.waits_for_load(self._config, self.name, self._key)
+        waits = None if self._loads else await access.waits_for_load(self._config, self.name, self._key)
+        if waits == "loading":
+            self.health.state = waits
+        return waits is None
 
     @property
     def is_inside_large_transaction(self) -> bool:
@@ -224,9 +226,10 @@ class Delivery:
         """
         await self.between_batches(lambda owned: owned.give_up(tables))
 
-    def restart_stream(self, reason: str) -> None:
-        """Let the lane start its stream anew: a table of this target needs what the slot still has."""
-        self._restart(reason)
+    def release(self, table: str) -> None:
+        """Let a table go on that was held while it was read again: the stream starts anew for it."""
+        self._stops.release(table)
+        self.queue.wake()
 
     # --- the target's side
 
@@ -247,7 +250,6 @@ class Delivery:
         """
         self._on_durable = on_durable
         self._restart_pause_s = restart_pause_s
-        self._restart = restart
 
         async def serve() -> None:
             try:
@@ -436,10 +438,6 @@ class Delivery:
 def _no_pause() -> float:
     """Before the first stream there is nothing to spare."""
     return 0.0
-
-
-def _say_nothing(_reason: str) -> None:
-    """Before the first stream there is none to start anew."""
 
 
 def _nothing() -> None:

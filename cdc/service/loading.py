@@ -12,8 +12,9 @@ target is ready its row says ``loading``, and a worker leaves it alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 from cdc.bootstrap import backup, backup_tables, definitions, live
 from cdc.bootstrap.backup import BackupChoice
@@ -46,11 +47,13 @@ async def bootstrap(
     jobs: int | None = None,
     progress: Progress | None = None,
     range_bytes: int = RANGE_BYTES,
+    max_rows_per_second: int | None = None,
 ) -> Summary:
     """Load what ``scope`` asks for, as far as it is not loaded yet: from a backup where one is chosen, else live.
 
     Where nothing is left to load it returns at once, also while a worker runs. ``jobs`` ranges or tables are copied at
-    the same time (as configured unless given), ranges of about ``range_bytes``. When it returns every target of the run
+    the same time (as configured unless given), ranges of about ``range_bytes``; rows of the live source no faster than
+    ``max_rows_per_second``, all jobs together. When it returns every target of the run
     is ready for `cdc run`: all of its tables are exactly consistent past their recorded LSN, durable, and joined to
     the stream.
 
@@ -62,15 +65,23 @@ async def bootstrap(
     progress = progress or LogLines()
     if from_backup is not None:
         await provision.setup(config, progress.say)
+    finished = Summary({})
+    if scope.anew and (done := await swapping.swapped_before(config, scope.names(config))):
+        progress.say(f"the new tables of {', '.join(done)} are in place already: what comes after that is finished")
+        finished = await _finish(config, done, progress)
+        scope = replace(scope, targets=tuple(name for name in scope.names(config) if name not in done))
+        if not scope.targets:
+            return finished
     if not (scope.again or scope.anew or scope.only) and await is_complete(config, scope.names(config)):
         progress.say("every target holds every table already: there is nothing to load")
         return await _finish(config, scope.names(config), progress)
     origin = "resync" if scope.only else "live" if from_backup is None else "backup"
     async with AsyncExitStack() as stack:
         run = await open_run(config, progress, stack, origin=origin, scope=scope, must_be_empty=True)
+        run.warnings += finished.warnings
         count = jobs or (JOBS if from_backup is None else config.bootstrap.restore_jobs)
         try:
-            async with live.jobs_of(run, count) as workers:
+            async with live.jobs_of(run, count, max_rows_per_second) as workers:
                 load = _Load(run, workers, range_bytes)
                 await load.look_ahead()
                 if from_backup is None:
@@ -84,6 +95,18 @@ async def bootstrap(
         await run.records.end("done")
         await _notify(run, "done")
         return run.summary()
+
+
+def rebuild_with(
+    config: Config, progress: Progress, *, max_rows_per_second: int | None = None
+) -> Callable[[str, str], Awaitable[None]]:
+    """How `cdc resync` builds a table of a target beside the others and swaps it in (`cdc.service.resync`)."""
+
+    async def rebuild(target: str, table: str) -> None:
+        scope = Scope(targets=(target,), only={target: frozenset((table,))})
+        await bootstrap(config, scope=scope, progress=progress, max_rows_per_second=max_rows_per_second)
+
+    return rebuild
 
 
 async def _finish(config: Config, names: Sequence[str], progress: Progress) -> Summary:

@@ -160,7 +160,7 @@ class OwnedTarget:
                 holds = self._holds if self.positions.tables else None
                 done += await self._applier.apply(parts, plans, holds)
                 if self.tracking is not None:
-                    await self.tracking.note(parts, self._applier, self.planning, self.positions)
+                    await self.tracking.note(self._session, parts, self._applier, self.planning, self.positions)
                 for part in parts:
                     size += part.size
                     newest = self._heartbeat_in(part) or newest
@@ -350,10 +350,10 @@ class OwnedTarget:
         self._metrics.table_resumed(table)
         self.planning.set_overlap(self.planning.overlap | {table})
 
-    def hold(self, table: str) -> Lsn:
-        """Let ``table`` take nothing from now on, and return the position that it has; it is not tried again."""
+    def hold(self, table: str, why: CdcError) -> Lsn:
+        """Let ``table`` take nothing until its stop is released, and return the position that it has."""
         self.positions.stop(table, self.position)
-        self._stops.remove(table)
+        self._stops.hold(table, self.position, why)
         return self.positions.tables[table].held
 
     async def give_up(self, tables: Sequence[str]) -> None:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
 from cdc.config import Config
-from cdc.errors import CdcError, ConfigurationError, SetupError, TerminalError
+from cdc.errors import CdcError, ConfigurationError, SetupError, TargetUnavailable, TerminalError
 from cdc.lsn import Lsn
 from cdc.routing.patterns import nearest, split
 from cdc.routing.target_routes import TargetRoutes
 from cdc.service.resync_steps import open_session
+from cdc.service.retry import Backoff
 from cdc.target import migrations
 from cdc.target import resync_request as requests
 from cdc.target.resync_request import Request
@@ -77,15 +77,14 @@ async def resync(
     the error of the first target that cannot do it, when all others are done.
     """
     names = _targets(config, table, target)
-    async with AsyncExitStack() as stack:
-        followed = []
-        for name in names:
-            session = await stack.enter_async_context(open_session(config, name))
+    followed = []
+    for name in names:
+        async with open_session(config, name) as session:
             if await migrations.pending(session):
                 raise SetupError(f"{session.where} is not set up for this version: run `cdc setup`")
             number = await requests.ask(session, config.pipeline, split(table), max_rows_per_second)
-            followed.append(_Followed(name, table, session, number, follower, rebuild))
-        results = await asyncio.gather(*(one.to_the_end() for one in followed), return_exceptions=True)
+        followed.append(_Followed(config, name, table, number, follower, rebuild))
+    results = await asyncio.gather(*(one.to_the_end() for one in followed), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result
@@ -113,18 +112,29 @@ def _targets(config: Config, table: str, target: str | None) -> list[str]:
 class _Followed:
     """One request in one target."""
 
+    config: Config
     target: str
     table: str
-    session: Session
     number: int
     follower: Follower
     rebuild: Rebuild | None
     _said: str | None = None
 
     async def to_the_end(self) -> Outcome:
+        """Follow the request until it is over; a target that is away is asked again."""
         began = time.monotonic()
+        backoff = Backoff()
         while True:
-            request = await requests.read(self.session, self.number)
+            try:
+                async with open_session(self.config, self.target) as session:
+                    return await self._follow(session, began)
+            except TargetUnavailable as error:
+                self._say(str(error))
+                await asyncio.sleep(backoff.wait_s(error))
+
+    async def _follow(self, session: Session, began: float) -> Outcome:
+        while True:
+            request = await requests.read(session, self.number)
             if request is None:
                 raise TerminalError(f"target {self.target}: the request for {self.table} is gone from the target")
             self.follower.rows(self.target, self.table, request.row_count, request.estimated_rows)
@@ -133,24 +143,22 @@ class _Followed:
             if request.state == requests.DONE:
                 return Outcome(self.target, self.table, request.way or "", request.row_count, request.consistent_from)
             if request.state == requests.SHADOW and self.rebuild is not None:
-                await self._rebuild(request, self.rebuild)
+                await self._rebuild(session, request, self.rebuild)
                 continue
             self._say(self._sentence(request, time.monotonic() - began))
             await asyncio.sleep(FOLLOW_S)
 
-    async def _rebuild(self, request: Request, rebuild: Rebuild) -> None:
+    async def _rebuild(self, session: Session, request: Request, rebuild: Rebuild) -> None:
         self._say(f"it is built beside and swapped in, because {request.reason}")
         try:
             await rebuild(self.target, self.table)
         except CdcError as error:
             if isinstance(error, TerminalError):
-                await requests.end_run(self.session, request, str(error))
-                await requests.record(
-                    self.session, self.number, state=requests.FAILED, reason=str(error), mend=error.sql
-                )
+                await requests.end_run(session, request, str(error))
+                await requests.record(session, self.number, state=requests.FAILED, reason=str(error), mend=error.sql)
             raise
-        await requests.end_run(self.session, request, "done")
-        await requests.record(self.session, self.number, state=requests.DONE)
+        await requests.end_run(session, request, "done")
+        await requests.record(session, self.number, state=requests.DONE)
 
     def _sentence(self, request: Request, waited_s: float) -> str:
         if request.says is not None:

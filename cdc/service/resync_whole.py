@@ -1,7 +1,7 @@
 """A small table read again whole, from one exact snapshot, while its changes wait in the slot.
 
 The table is stopped first: it keeps its position, and the slot what comes after that. The snapshot is that of a
-temporary slot, so its LSN is exact, and it is behind the table's position. Its rows are staged in the target and put in
+temporary slot, so its LSN is exact, and not before the table's position. Its rows are staged in the target and put in
 the place of the old ones in one transaction, which records the LSN; the stream then starts anew and brings the table
 what was committed since. Nothing is merged, so unique values may have moved between rows.
 
@@ -17,10 +17,11 @@ from uuid import uuid4
 import structlog
 
 from cdc.bootstrap.pipe import read_copy
-from cdc.errors import SourceUnavailable
+from cdc.errors import SourceUnavailable, TableStopped
 from cdc.lsn import Lsn
 from cdc.service.resync_plan import Layout
 from cdc.service.resync_steps import Errand
+from cdc.service.tracking import ChunkLost
 from cdc.source import chunks
 from cdc.source.connection import source_errors
 from cdc.source.snapshot import exported_snapshot
@@ -51,14 +52,14 @@ async def copy(errand: Errand, request: Request) -> None:
         layout, rows = await _stage(errand, request, snapshot.name)
     _log.info("resync has its rows", target=errand.target, table=request.table, lsn=str(snapshot.consistent_point))
     await errand.do(lambda owned: _replace(errand, owned, request, layout, rows, snapshot.consistent_point))
-    errand.delivery.restart_stream(f"table {request.table} of target {errand.target} was read again")
+    errand.delivery.release(request.table)
 
 
 async def _hold(errand: Errand, owned: OwnedTarget, request: Request, layout: Layout) -> None:
     """Let the table take nothing more, durably; it keeps the position that it has."""
     state = await table_state.read(owned.session, errand.key)
     is_loaded = any(found.source_name == request.table and found.state != "copying" for found in state)
-    held = owned.hold(request.table)
+    held = owned.hold(request.table, TableStopped(HELD))
     async with owned.fenced():
         await errand.execute(owned, layout.tables.create())
         if is_loaded:
@@ -101,6 +102,10 @@ async def _stage(errand: Errand, request: Request, snapshot: str) -> tuple[Layou
 async def _replace(errand: Errand, owned: OwnedTarget, request: Request, layout: Layout, rows: int, at: Lsn) -> None:
     """Put the staged rows in the place of the table's, and let the table go on from ``at``."""
     session = owned.session
+    held = owned.positions.tables.get(request.table)
+    if held is None or held.stopped_from is None or held.held > at:
+        # The target was taken anew meanwhile, and the table (one that was never loaded) is held no more.
+        raise ChunkLost("the table did not wait")
     async with owned.fenced():
         with target_errors(f"replacing rows of {request.table}", session.where):
             await merge.replace_all(session.connection, layout.tables)

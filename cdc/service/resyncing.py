@@ -38,6 +38,7 @@ from cdc.source.connection import connect
 from cdc.source.visibility import current_xid, wait_until_visible
 from cdc.target import resync_request as requests
 from cdc.target import table_state
+from cdc.target.remedies import again_command
 from cdc.target.resync_request import Request
 
 if TYPE_CHECKING:
@@ -48,6 +49,13 @@ _log = structlog.get_logger(__name__)
 
 POLL_S = 2.0
 """How often a target is asked for requests: one small query between two batches."""
+
+LOST_S = 0.2
+"""How soon what was lost with a session is begun again."""
+
+ANEW = 5
+"""How often one request may begin anew because the table is not what it was. Oftener, it is not the table: its values
+are streamed as text, say (hazard 25), so that keys in the stream and in the table cannot be compared."""
 
 PRUNE_S = 2.0
 """How often touched keys that every snapshot sees are forgotten while older transactions are waited for."""
@@ -71,6 +79,7 @@ class Resyncing:
         self.before_mark: BeforeMark = _at_once
         self.whole_bytes = WHOLE_BYTES
         self.most_rows = CHUNK_ROWS[1]
+        self._anew: dict[int, int] = {}
         self._delivery = delivery
         self._is_idle = is_idle
         self._config = config
@@ -98,9 +107,13 @@ class Resyncing:
                     continue
                 wait_s = POLL_S
             except (ChunkLost, Restructured):
-                wait_s = 0.0
+                wait_s = LOST_S
             except CdcError as error:
                 wait_s = await self._failed(request, error, backoff)
+            except Exception as error:  # whatever is wrong here, the stream goes on
+                _log.exception("resync failed by a bug of cdc", target=self._target, kind=type(error).__name__)
+                bug = TerminalError(f"it failed inside cdc ({type(error).__name__}); this is a bug of cdc")
+                wait_s = await self._failed(request, bug, backoff)
             await asyncio.sleep(wait_s)
 
     async def _next(self, owned: OwnedTarget) -> Request | None:
@@ -115,10 +128,9 @@ class Resyncing:
         try:
             async with open_session(self._config, self._target) as session:
                 if isinstance(error, TerminalError):
-                    await requests.record(
-                        session, request.request, state=requests.FAILED, reason=str(error), mend=error.sql
-                    )
-                    await requests.end_run(session, request, str(error))
+                    await self._delivery.between_batches(_detach)
+                    await requests.fail(session, self._key, request, str(error), error.sql)
+                    self._delivery.release(request.table)
                 else:
                     await requests.record(session, request.request, says=f"{error}; it is tried again")
         except CdcError as unrecorded:
@@ -200,7 +212,10 @@ class Resyncing:
         """Step 3, then chunks until the table is exactly the source's; returns the request as it is then."""
         tracking = await errand.do(_tracking)
         if tracking is None or tracking.request.request != request.request:
-            raise ChunkLost("the table is not tracked")  # its state is not overlap any more: look again
+            state = await errand.state(request.table)
+            if state is None or not state.is_overlap:
+                raise SetupError("the table was loaded by another way meanwhile")
+            raise ChunkLost("the table is not tracked")
         reader = ChunkReader(errand, tracking, self.before_mark, self.most_rows)
         await self._wait(errand, tracking)
         while True:
@@ -208,6 +223,12 @@ class Resyncing:
                 result = await reader.next()
             except Restructured:
                 # What is merged and what is staged do not belong to the table as it is now: from its first row.
+                self._anew[request.request] = self._anew.get(request.request, 0) + 1
+                if self._anew[request.request] > ANEW:
+                    raise SetupError(
+                        "the table changes all the time, or its key is streamed in another form than it is read",
+                        sql=again_command([request.table], self._target),
+                    ) from None
                 await self._begin_chunks(errand, tracking.request, await errand.look(tracking.request))
                 raise
             except ChunkLost as lost:
@@ -246,6 +267,11 @@ class Resyncing:
     async def _say(self, errand: Errand, request: Request, says: str) -> None:
         _log.info("resync waits", target=self._target, table=request.table, reason=says)
         await requests.record(errand.session, request.request, says=says)
+
+
+async def _detach(owned: OwnedTarget) -> None:
+    """Nothing is to be merged any more, nor to be read again."""
+    owned.tracking = None
 
 
 async def _tracking(owned: OwnedTarget) -> Tracking | None:

@@ -25,7 +25,9 @@ from cdc.lsn import Lsn
 from cdc.observe.remedies import LOAD_ALL_AGAIN
 from cdc.observe.status import (
     NOT_SET_UP,
+    STREAMING,
     UNREACHABLE,
+    GenerationStatus,
     PipelineStatus,
     SlotStatus,
     SourceStatus,
@@ -36,9 +38,11 @@ from cdc.observe.status import (
 from cdc.source import connection as source_connection
 from cdc.source import heartbeat
 from cdc.source.clock import read_clock
-from cdc.source.slot import Slot, read_slots
+from cdc.source.slot import Slot, lane_slot, read_slots
 from cdc.target import migrations, position, session, table_state
+from cdc.target.generation import generation_key
 from cdc.target.position import TargetState
+from cdc.target.remedies import load_target_again
 from cdc.target.session import Session
 from cdc.target.table_state import TableState
 
@@ -128,6 +132,8 @@ class _Seen:
     name: str
     row: TargetState | None = None
     tables: tuple[TableState, ...] = ()
+    beside: TargetState | None = None
+    beside_tables: tuple[TableState, ...] = ()
     is_set_up: bool = True
     error: str | None = None
 
@@ -211,7 +217,10 @@ class _TargetView:
             return _Seen(self._name, is_set_up=False)
         row = await position.read(self._session, self._pipeline)
         tables = await table_state.read(self._session, self._pipeline)
-        return _Seen(self._name, row, tuple(tables), is_set_up=row is not None)
+        key = generation_key(self._pipeline)
+        beside = await position.read(self._session, key)
+        beside_tables = [] if beside is None else await table_state.read(self._session, key)
+        return _Seen(self._name, row, tuple(tables), beside, tuple(beside_tables), is_set_up=row is not None)
 
     async def close(self) -> None:
         if self._session is not None:
@@ -231,17 +240,20 @@ def _slot_status(slot: Slot) -> SlotStatus:
     )
 
 
-def _target_status(seen: _Seen, source: SourceStatus, slot: str) -> TargetStatus:
+def _target_status(seen: _Seen, source: SourceStatus, shared: str) -> TargetStatus:
+    own = lane_slot(shared, seen.name)
+    slot = own if any(one.name == own for one in source.slots) else shared
     if seen.error is not None:
-        return TargetStatus(seen.name, UNREACHABLE, last_error=seen.error)
+        return TargetStatus(seen.name, UNREACHABLE, last_error=seen.error, slot=slot)
     row = seen.row
     if row is None or not seen.is_set_up:
-        return TargetStatus(seen.name, NOT_SET_UP, last_error="run cdc setup")
+        return TargetStatus(seen.name, NOT_SET_UP, last_error="run cdc setup", slot=slot)
     lag_s = None
     if source.now is not None and row.heartbeat_at is not None:
         lag_s = max(0.0, (source.now - row.heartbeat_at).total_seconds())
     state, trouble = row.state, row.last_error
-    if state != NEEDS_RESYNC and row.position is not None and (lost := _lost(source, slot)) is not None:
+    remedy = LOAD_ALL_AGAIN if slot == shared else load_target_again(seen.name)
+    if state != NEEDS_RESYNC and row.position is not None and (lost := _lost(source, slot, remedy)) is not None:
         # No worker has said so yet: it may be down.
         state, trouble = NEEDS_RESYNC, lost
     return TargetStatus(
@@ -254,18 +266,39 @@ def _target_status(seen: _Seen, source: SourceStatus, slot: str) -> TargetStatus
         last_error=trouble,
         last_error_at=row.last_error_at,
         tables=tuple(_table_status(table, row.position, source) for table in seen.tables),
+        consistent_at=row.consistent_at,
+        consistent_time=row.consistent_time,
+        awaits_cut_over=row.cut_over_heartbeat is not None,
+        beside=_generation_status(seen, source),
+        slot=slot,
     )
 
 
-def _lost(source: SourceStatus, name: str) -> str | None:
+def _generation_status(seen: _Seen, source: SourceStatus) -> GenerationStatus | None:
+    """What is being loaded beside the target's tables; `None` when nothing is."""
+    row = seen.beside
+    if row is None:
+        return None
+    return GenerationStatus(
+        state=row.state,
+        position=row.position,
+        lag_bytes=_behind(row.position, source),
+        tables=len(seen.beside_tables),
+        loaded=sum(table.state == STREAMING for table in seen.beside_tables),
+        consistent_at=row.consistent_at,
+        last_error=row.last_error,
+    )
+
+
+def _lost(source: SourceStatus, name: str, remedy: str) -> str | None:
     """Why nothing can be streamed from the slot any more; `None` where it can, or where that is not known."""
     if not source.up:
         return None
     slot = next((slot for slot in source.slots if slot.name == name), None)
     if slot is None:
-        return f"the source has no slot {name} any more: {LOAD_ALL_AGAIN}"
+        return f"the source has no slot {name} any more: {remedy}"
     if slot.wal_status == "lost":
-        return f"the slot {name} has lost WAL that the targets need: {LOAD_ALL_AGAIN}"
+        return f"the slot {name} has lost WAL that is still needed: {remedy}"
     return None
 
 

@@ -26,7 +26,10 @@ RETRY_WAIT_S = (2.0, 600.0)
 
 @dataclass(slots=True)
 class Stop:
-    """One stopped table. ``relation`` is the shape that did not fit; `None` when a row was rejected."""
+    """One stopped table. ``relation`` is the shape that did not fit; `None` when a row was rejected.
+
+    One that ``is_held`` waits for whoever reads the table again (`cdc resync`).
+    """
 
     table: str
     commit_lsn: Lsn
@@ -34,6 +37,7 @@ class Stop:
     relation: Relation | None
     retry_at: float
     is_recorded: bool = False
+    is_held: bool = False
 
 
 @dataclass(slots=True)
@@ -57,12 +61,21 @@ class Stops:
     def due(self) -> list[Stop]:
         """The stops that are to be looked at now."""
         now = time.monotonic()
-        return [stop for stop in self.current.values() if stop.retry_at <= now]
+        return [stop for stop in self.current.values() if stop.retry_at <= now and not stop.is_held]
 
     def next_due_in_s(self) -> float | None:
         """Seconds until `due` has something; `None` when nothing is stopped."""
-        times = [stop.retry_at for stop in self.current.values()]
+        times = [stop.retry_at for stop in self.current.values() if not stop.is_held]
         return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def hold(self, table: str, commit_lsn: Lsn, error: CdcError) -> None:
+        """``table`` takes nothing from the transaction at ``commit_lsn`` on, until `release`."""
+        self.current[table] = Stop(table, commit_lsn, error, None, time.monotonic(), is_recorded=True, is_held=True)
+
+    def release(self, table: str) -> None:
+        """What is held is tried again now; the stream is started anew for it."""
+        if table in self.current:
+            self.current[table].is_held = False
 
     def look_later(self, stop: Stop, wait_s: float = LOOK_AGAIN_S) -> None:
         """It still does not fit, or cannot be tried now."""

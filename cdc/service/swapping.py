@@ -20,15 +20,18 @@ from cdc.bootstrap.aims import BESIDE_SUFFIX, Aim
 from cdc.bootstrap.run import LoadLane, Run
 from cdc.bootstrap.start import free_slot
 from cdc.bootstrap.targets import Loading, application_name, look, take
-from cdc.config import Config
+from cdc.config import Config, for_asyncpg
 from cdc.lsn import Lsn
 from cdc.routing.router import route_of
 from cdc.routing.target_routes import TargetRoutes
 from cdc.service.load_stream import LoadStream
+from cdc.source.catalog import read_tables
 from cdc.source.connection import connect
+from cdc.source.definitions import read_definitions
 from cdc.source.slot import LANE_SEPARATOR, drop_slot, read_slots
-from cdc.target import missing_indexes, table_state
+from cdc.target import missing_indexes, position, table_state
 from cdc.target.dependents import obstacles, refusal
+from cdc.target.generation import generation_key
 from cdc.target.session import Session
 from cdc.target.session import connect as connect_target
 from cdc.target.swap import TableSwap, swap
@@ -36,17 +39,23 @@ from cdc.target.swap import TableSwap, swap
 
 async def refuse_obstacles(run: Run, loading: Loading) -> None:
     """Raise `SetupError` for whatever would stop the swap at the end of the load, with the SQL that clears the way."""
-    sources = await run.read_sources()
     session = await loading.ready()
     swaps = []
+    async with await run.connect() as connection:
+        sources = {table.name: table for table in await read_tables(connection)}
+        definitions = await read_definitions(connection, [table.relation.oid for table in sources.values()])
     for one in await _swaps(run.config, loading, session):
         source = sources.get(one.route.source_name)
         if source is not None:
+            found = definitions[source.relation.oid]
+            constraints = {check.name for check in found.checks}
+            if run.config.bootstrap.foreign_keys:
+                constraints |= {key.name for key in found.foreign_keys}
             shape = tables.new_table_of_route(one.route, source)
-            swaps.append(replace(one, shape=shape))
-    found = await obstacles(session, swaps)
-    if found:
-        raise refusal(session.where, found)
+            swaps.append(replace(one, shape=shape, constraints=frozenset(constraints)))
+    in_the_way = await obstacles(session, swaps)
+    if in_the_way:
+        raise refusal(session.where, in_the_way)
 
 
 async def swap_in(run: Run, lane: LoadLane, stream: LoadStream, name: str) -> None:
@@ -108,6 +117,28 @@ async def present_of(run: Run, name: str) -> Loading:
 def present_aim(config: Config, name: str) -> Aim:
     """The generation that the readers of a target see, which the shared lane serves."""
     return Aim(name, config.pipeline, TargetRoutes(config.targets[name]), config.source.slot)
+
+
+async def swapped_before(config: Config, targets: Sequence[str]) -> list[str]:
+    """The targets whose new tables were put in place by a run that was killed right afterwards.
+
+    The slot of such a load is still there, and its generation is not: that ended with the swap's transaction.
+    """
+    name = application_name(config)
+    async with await connect(config.source.dsn.get_secret_value(), application_name=name) as connection:
+        slots = {slot.name for slot in await read_slots(connection, config.source.slot)}
+    found = []
+    for target in targets:
+        if f"{config.source.slot}{LANE_SEPARATOR}{target}{BESIDE_SUFFIX}" not in slots:
+            continue
+        dsn = for_asyncpg(config.targets[target].dsn.get_secret_value())
+        session = await connect_target(dsn, application_name=name, target=target)
+        try:
+            if await position.read(session, generation_key(config.pipeline)) is None:
+                found.append(target)
+        finally:
+            await session.close()
+    return found
 
 
 async def tidy(config: Config, targets: Sequence[str]) -> None:

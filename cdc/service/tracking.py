@@ -19,7 +19,7 @@ from cdc.changes.relation import Relation
 from cdc.changes.row_reader import FormatChanged
 from cdc.changes.touched_keys import Arrival, TouchedKeys, TouchReader
 from cdc.changes.transaction import Part
-from cdc.errors import CdcError, ProtocolError, TableStopped, TargetUnavailable
+from cdc.errors import CdcError, ProtocolError, TableStopped
 from cdc.lsn import Lsn
 from cdc.service.planning import Planning
 from cdc.service.positions import Positions
@@ -71,7 +71,6 @@ class Tracking:
         self._staged: _Staged | None = None
         self._keys: ResyncTables | None = None
         self._mark_has_come = False
-        self._arrivals: list[Arrival] = []
         self._readers: dict[TablePlan, TouchReader] = {}
         self._outcome: Result | CdcError | ChunkLost | None = None
 
@@ -89,6 +88,7 @@ class Tracking:
         Instead comes `ChunkLost`, or a `CdcError` of the target.
         """
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        result.add_done_callback(_retrieved)
         self._staged = _Staged(chunk, tables, mark, result)
         if self.is_lost:
             self.lose("the target was taken anew")
@@ -105,8 +105,11 @@ class Tracking:
         """Whether the batch ends with this part, because it holds the watermark that is waited for."""
         return self._staged is not None and any(self._is_awaited(mark.prefix, mark.content) for mark in part.marks)
 
-    async def note(self, parts: Sequence[Part], applier: Applier, planning: Planning, positions: Positions) -> None:
-        """These parts are being applied."""
+    async def note(
+        self, session: Session, parts: Sequence[Part], applier: Applier, planning: Planning, positions: Positions
+    ) -> None:
+        """These parts have been applied, in the transaction that is open: what they leave uncertain is written down."""
+        arrivals: list[Arrival] = []
         for part in parts:
             self._mark_has_come |= self.ends_batch(part)
             readers: dict[Relation, TouchReader] = {}
@@ -122,16 +125,17 @@ class Tracking:
                     except TableStopped:
                         self.touched.is_broken = True
             try:
-                self._arrivals += self.touched.note(part, readers)
+                arrivals += self.touched.note(part, readers)
             except FormatChanged:
                 self.touched.is_broken = True
 
-    async def before_commit(self, session: Session, key: str, positions: Positions, ended: Sequence[Part]) -> None:
-        """Add to the transaction of a batch what belongs to its changes; ``key`` is the target's row."""
-        if self._arrivals:
+        if arrivals:
             assert self._keys is not None  # something of the table was read
             with target_errors("writing down keys to be read again", session.where):
-                await merge.record_arrivals(session.connection, self._keys, self._arrivals)
+                await merge.record_arrivals(session.connection, self._keys, arrivals)
+
+    async def before_commit(self, session: Session, key: str, positions: Positions, ended: Sequence[Part]) -> None:
+        """Add to the transaction of a batch what belongs to its changes; ``key`` is the target's row."""
         staged = self._staged
         if staged is None or not self._mark_has_come:
             return
@@ -160,13 +164,11 @@ class Tracking:
 
     def rolled_back(self) -> None:
         """The transaction was rolled back; its parts come again."""
-        self._arrivals = []
         self._mark_has_come = False
         self._outcome = None
 
     def committed(self, planning: Planning) -> None:
         """The transaction is durable."""
-        self._arrivals = []
         self._mark_has_come = False
         outcome, self._outcome = self._outcome, None
         if outcome is not None:
@@ -230,6 +232,7 @@ def key_form(shape: TableShape) -> str:
     return json.dumps([(column.name, column.stage_type, column.key_cast) for column in columns])
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the same chunk, read again, may be merged."""
-    return isinstance(error, (ChunkLost, TargetUnavailable))
+def _retrieved(result: asyncio.Future[Result]) -> None:
+    """Whoever waited for it may be gone: then nobody has to hear of its error."""
+    if not result.cancelled():
+        result.exception()

@@ -23,6 +23,8 @@ from cdc.service import http
 from cdc.service.delivery import Delivery
 from cdc.service.heartbeats import Heartbeats
 from cdc.service.lanes import Lanes
+from cdc.service.notifications import notify
+from cdc.service.refreshes import refresh_on_schedule
 
 _log = structlog.get_logger(__name__)
 
@@ -59,7 +61,9 @@ async def run(config: Config) -> None:
             password=config.worker.metrics_password,
         ) as (address, bound_port):
             _log.info("worker started", targets=list(config.targets), metrics=f"{address}:{bound_port}")
-            await lanes.run()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(lanes.run())
+                tasks.create_task(refresh_on_schedule(config, stop, notify, metrics=metrics))
         _log.info("worker stopped")
 
 

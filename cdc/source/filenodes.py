@@ -15,10 +15,14 @@ from cdc.source.connection import Connection, source_errors
 
 @dataclass(frozen=True, slots=True)
 class Filenode:
-    """A table's oid (``pg_class.oid``) and the number of its file (``pg_relation_filenode``)."""
+    """A table's oid (``pg_class.oid``), the number of its file (``pg_relation_filenode``), and that of its attributes.
+
+    Dropped ones count, too: a column that is dropped and added again, with nothing but its values lost, adds one.
+    """
 
     oid: int
     filenode: int
+    attributes: int
 
 
 async def read_filenodes(connection: Connection) -> dict[str, Filenode]:
@@ -26,4 +30,4 @@ async def read_filenodes(connection: Connection) -> dict[str, Filenode]:
     with source_errors("read the files of its tables"):
         cursor = await connection.execute(statements.load("source", "filenodes"))
         rows = await cursor.fetchall()
-    return {name: Filenode(oid, filenode) for name, oid, filenode in rows if filenode is not None}
+    return {name: Filenode(oid, file, attributes) for name, oid, file, attributes in rows if file is not None}

@@ -103,7 +103,8 @@ async def remove(session: Session) -> None:
                 "DROP FUNCTION IF EXISTS"
                 " cdc.advance(text, bigint, pg_lsn, pg_lsn, bigint, timestamptz, bigint, timestamptz)"
             )
-            for table in _tables():
+            leftovers = [row["name"] for row in await connection.fetch(statements.load("target", "resync_leftovers"))]
+            for table in (*leftovers, *_tables()):
                 await connection.execute(f"DROP TABLE IF EXISTS {table}")
             if await connection.fetchval(statements.load("target", "schema_is_empty")):
                 await connection.execute("DROP SCHEMA cdc")

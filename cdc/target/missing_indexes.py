@@ -23,12 +23,13 @@ from cdc.target.table_swap import Name, TableSwap, read_pairs
 
 @dataclass(frozen=True, slots=True)
 class MissingIndex:
-    """An index to build on the new ``table``.
+    """An index of the ``present`` table to build on the new ``table``.
 
     ``definition`` is what follows the table's name in CREATE INDEX. Where the index belongs to a constraint,
     ``constraint_type`` is ``u`` (unique) or ``x`` (exclusion) and ``constraint_definition`` what follows its name.
     """
 
+    present: Name
     table: Name
     name: str
     is_unique: bool
@@ -83,7 +84,7 @@ async def missing_indexes(session: Session, swaps: Sequence[TableSwap]) -> list[
         )
     of_table: dict[int, list[MissingIndex]] = {}
     there: set[tuple[int, str, str | None]] = set()
-    places = {present.oid: (new.schema, new.name) for present, new in both}
+    places = {present.oid: ((present.schema, present.name), (new.schema, new.name)) for present, new in both}
     for row in rows:
         if not row["is_valid"]:
             continue
@@ -94,7 +95,8 @@ async def missing_indexes(session: Session, swaps: Sequence[TableSwap]) -> list[
             raise SetupError(f"{session.where}: the definition of index {row['name']} cannot be taken over.")
         of_table.setdefault(row["table_oid"], []).append(
             MissingIndex(
-                table=places[row["table_oid"]],
+                present=places[row["table_oid"]][0],
+                table=places[row["table_oid"]][1],
                 name=row["name"],
                 is_unique=row["is_unique"],
                 definition=row["definition"],

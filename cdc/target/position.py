@@ -16,6 +16,7 @@ A position means something in one history only: `check_history` compares before 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -79,12 +80,21 @@ class TargetState:
     last_error_at: datetime | None
     cut_over_heartbeat: int | None
     consistent_time: datetime | None
+    only_tables: frozenset[str] | None
 
 
-async def register(session: Session, pipeline: str, target: str) -> None:
-    """Make the target's row where it is missing. Raises `ConfigurationError` when it carries another target's name."""
+async def register(session: Session, pipeline: str, target: str, *, only_tables: Collection[str] | None = None) -> None:
+    """Make the target's row where it is missing; ``only_tables`` are those of a generation that has not all of them.
+
+    Raises `ConfigurationError` when it carries another target's name.
+    """
     with target_errors("registering the target", session.where):
-        name = await session.connection.fetchval(statements.load("target", "register"), pipeline, target)
+        name = await session.connection.fetchval(
+            statements.load("target", "register"),
+            pipeline,
+            target,
+            None if only_tables is None else sorted(only_tables),
+        )
     if name != target:
         raise ConfigurationError(
             f"{session.where}: this database is already target {name!r} of pipeline {pipeline!r}, it cannot be target "
@@ -115,6 +125,7 @@ async def read(session: Session, pipeline: str) -> TargetState | None:
         last_error_at=row["last_error_at"],
         cut_over_heartbeat=row["cut_over_heartbeat"],
         consistent_time=row["consistent_time"],
+        only_tables=None if row["only_tables"] is None else frozenset(row["only_tables"]),
     )
 
 

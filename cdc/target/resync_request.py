@@ -123,6 +123,26 @@ async def record_merged(session: Session, tables: ResyncTables, rows: int, *, st
     return found
 
 
+async def fail(session: Session, pipeline: str, request: Request, reason: str, mend: str | None) -> None:
+    """The request cannot be served: durable when it returns.
+
+    A table that is in overlap stays in it: it takes what is streamed, and is not what the source has. It says so.
+    """
+    with target_errors("recording a request", session.where):
+        async with session.connection.transaction():
+            await record(session, request.request, state=FAILED, reason=reason, mend=mend)
+            await session.connection.execute(
+                "UPDATE cdc.target_table SET reason = $4, mend = $5 WHERE pipeline = $1"
+                " AND source_schema = $2 AND source_table = $3 AND state = 'overlap'",
+                pipeline,
+                *request.source,
+                f"it was to be read again, and that failed: {reason}",
+                mend or f"cdc resync {request.table}",
+            )
+            await session.connection.execute(drop(request.request))
+            await end_run(session, request, reason)
+
+
 async def end_overlap(session: Session, pipeline: str, request: Request, tables: ResyncTables, at: Lsn) -> None:
     """The table is exactly the source's from ``at`` on, in the transaction that is open."""
     with target_errors("recording a request", session.where):

@@ -299,6 +299,9 @@ def translate(error: BaseException, what: str, where: str) -> CdcError:
         return TargetUnavailable(f"{where}: {what} failed: nothing listens there; it is tried again.")
     if isinstance(error, (OSError, EOFError)) or _is_closed(error):
         return TargetUnavailable(f"{where}: {what} failed: the connection was lost; it is connected to again.")
+    if isinstance(error, asyncpg.InternalClientError):
+        # A session that is ended between two statements: the server's last message answers none of ours.
+        return TargetUnavailable(f"{where}: {what} failed: the server ended the session; it is connected to again.")
     return TerminalError(f"{where}: {what} failed inside the driver ({type(error).__name__}); this is a bug of cdc.")
 
 

@@ -104,7 +104,7 @@ async def swap(
         retry=tenacity.retry_if_exception(
             lambda error: isinstance(error, TargetUnavailable) and not session.connection.is_closed()
         ),
-        wait=tenacity.wait_random_exponential(multiplier=0.5, max=15),
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
         stop=tenacity.stop_never if patience_s is None else tenacity.stop_after_delay(patience_s),
         before_sleep=wait,
         reraise=True,
@@ -189,7 +189,11 @@ class _Attempt:
                 )
         for index in await missing_indexes(self.session, self.swaps):
             what = f"index {index.name} is not on the table that takes its place"
-            problems.append(Obstacle(".".join(index.table), what, index.sql))
+            drop = f"DROP INDEX {quote_qualified(index.present[0], index.name)};"
+            if index.constraint_type is not None:
+                drop = f"ALTER TABLE {quote_qualified(*index.present)} DROP CONSTRAINT {quote(index.name)};"
+            sql = f"{index.sql}\n-- or, where it is not wanted any more: {drop}"
+            problems.append(Obstacle(".".join(index.present), what, sql))
         if problems:
             raise refusal(self.session.where, problems)
         return found, pairs

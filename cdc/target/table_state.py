@@ -27,8 +27,8 @@ from cdc.routing.route import Route
 from cdc.target.session import Session, target_errors
 
 _GIVEN_UP = (
-    "state = 'copying', position = NULL, consistent_from = NULL, reason = NULL, mend = NULL, sqlstate = NULL,"
-    " stopped_at = NULL, stopped_in_overlap = false"
+    "state = 'copying', position = NULL, consistent_from = NULL, mend = NULL, sqlstate = NULL, stopped_at = NULL,"
+    " stopped_in_overlap = false"
 )
 
 
@@ -54,6 +54,7 @@ class TableState:
     created_by_cdc: bool
     source_oid: int | None
     source_filenode: int | None
+    source_attributes: int | None
     stopped_in_overlap: bool
 
     @property
@@ -103,13 +104,17 @@ async def mark_copying(
     *,
     source_oid: int | None = None,
     source_filenode: int | None = None,
+    source_attributes: int | None = None,
     created_by_cdc: bool = False,
 ) -> None:
     """The table's first load begins, or begins again; its counters start from zero.
 
-    What is not given of ``source_oid`` and ``source_filenode`` stays as it was recorded.
+    What is not given of the source's table (``pg_class.oid``, its file, the number of its attributes, dropped ones
+    included) stays as it was recorded.
     """
-    await _mark(session, pipeline, route, "copying", None, created_by_cdc, source_oid, source_filenode)
+    await _mark(
+        session, pipeline, route, "copying", None, created_by_cdc, source_oid, source_filenode, source_attributes
+    )
 
 
 async def mark_overlap(
@@ -119,14 +124,17 @@ async def mark_overlap(
     *,
     source_oid: int | None = None,
     source_filenode: int | None = None,
+    source_attributes: int | None = None,
     created_by_cdc: bool = False,
 ) -> None:
     """The table's rows are in, and may hold some of what the stream will bring from its target's position on.
 
     Call it only where the target's position is one from which the stream makes the table whole. What is not given of
-    ``source_oid`` and ``source_filenode`` stays as it was recorded.
+    the source's table stays as it was recorded.
     """
-    await _mark(session, pipeline, route, "overlap", None, created_by_cdc, source_oid, source_filenode)
+    await _mark(
+        session, pipeline, route, "overlap", None, created_by_cdc, source_oid, source_filenode, source_attributes
+    )
 
 
 async def mark_streaming(
@@ -213,7 +221,8 @@ def cut_over_sql(pipeline: str) -> str:
     """The tables of a target that has just become exactly consistent, made as one text of two statements.
 
     Those in overlap stream from now on; those that were in overlap and stand behind the target can never be joined to
-    the stream without a gap: they are to be copied. To be sent after the tables' positions and before the target's.
+    the stream without a gap: they are to be copied, and keep their reason until then. To be sent after the tables'
+    positions and before the target's.
     """
     where = f"WHERE pipeline = {quote_literal(pipeline)}"
     return (
@@ -228,7 +237,7 @@ async def give_up(session: Session, pipeline: str, tables: Sequence[TableName]) 
     with target_errors("leaving out tables", session.where):
         for schema, name in tables:
             await session.connection.execute(
-                f"UPDATE cdc.target_table SET {_GIVEN_UP}"
+                f"UPDATE cdc.target_table SET {_GIVEN_UP}, reason = NULL"
                 " WHERE pipeline = $1 AND source_schema = $2 AND source_table = $3",
                 pipeline,
                 schema,
@@ -244,7 +253,8 @@ async def _mark(
     position: Lsn | None,
     created_by_cdc: bool,
     source_oid: int | None,
-    source_filenode: int | None,
+    source_filenode: int | None = None,
+    source_attributes: int | None = None,
 ) -> None:
     with target_errors(f"recording table {route.target_name}", session.where):
         await session.connection.execute(
@@ -256,6 +266,7 @@ async def _mark(
             created_by_cdc,
             source_oid,
             source_filenode,
+            source_attributes,
         )
 
 

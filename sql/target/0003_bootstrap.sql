@@ -4,17 +4,21 @@
 
 ALTER TABLE cdc.target
     ADD COLUMN cut_over_heartbeat bigint,
-    ADD COLUMN consistent_time timestamptz;
+    ADD COLUMN consistent_time timestamptz,
+    ADD COLUMN only_tables text[];
 COMMENT ON COLUMN cdc.target.cut_over_heartbeat IS 'The heartbeat with which this target becomes exactly consistent; NULL when it is, or was not loaded from a backup';
 COMMENT ON COLUMN cdc.target.consistent_time IS 'When the source was as it is at consistent_at, by the source''s clock';
+COMMENT ON COLUMN cdc.target.only_tables IS 'For a generation of some tables only: their names at the source; NULL for one of all';
 
 ALTER TABLE cdc.target_table
     DROP CONSTRAINT target_table_state_check,
     ADD CONSTRAINT target_table_state_check CHECK (state IN ('copying', 'overlap', 'streaming', 'stopped')),
     ADD COLUMN source_filenode bigint,
+    ADD COLUMN source_attributes integer,
     ADD COLUMN stopped_in_overlap boolean NOT NULL DEFAULT false;
 COMMENT ON COLUMN cdc.target_table.state IS 'copying: its first load has not finished; overlap: its rows are there and changes that they may hold already are streamed over them; streaming; stopped: it cannot go on until somebody acts, see reason and mend';
 COMMENT ON COLUMN cdc.target_table.source_filenode IS 'pg_relation_filenode of the table at the source before the backup that it is loaded from: another one afterwards means that the backup may hold nothing of it';
+COMMENT ON COLUMN cdc.target_table.source_attributes IS 'How many columns the table had there at that time, dropped ones included: a column that was dropped and added again is another one';
 COMMENT ON COLUMN cdc.target_table.stopped_in_overlap IS 'Whether a stopped table was in overlap, and goes on in it';
 
 CREATE TABLE cdc.backup_load (

@@ -5,7 +5,6 @@ CREATE TABLE cdc.enrichment (
     pipeline text NOT NULL REFERENCES cdc.target ON DELETE CASCADE,
     file text NOT NULL,
     digest text NOT NULL,
-    needs text[] NOT NULL,
     refreshes text[] NOT NULL,
     done text[] NOT NULL DEFAULT '{}',
     started_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
@@ -16,7 +15,6 @@ COMMENT ON TABLE cdc.enrichment IS 'The files of the enrichment that were run he
 COMMENT ON COLUMN cdc.enrichment.pipeline IS 'The generation that they were run for (cdc.target.pipeline)';
 COMMENT ON COLUMN cdc.enrichment.file IS 'Name of the file; files run in the order of their names';
 COMMENT ON COLUMN cdc.enrichment.digest IS 'SHA-256 of the file as it was run';
-COMMENT ON COLUMN cdc.enrichment.needs IS 'Tables (schema.table) without which it is left out';
 COMMENT ON COLUMN cdc.enrichment.refreshes IS 'Materialized views (schema.name) that are refreshed on schedule';
 COMMENT ON COLUMN cdc.enrichment.done IS 'SHA-256 of each of its statements that has been run: one that was interrupted goes on behind them';
 COMMENT ON COLUMN cdc.enrichment.started_at IS 'When it was begun, by this server''s clock';

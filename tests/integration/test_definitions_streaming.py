@@ -129,3 +129,22 @@ async def test_a_failed_unique_index_leaves_nothing_that_refuses_rows(make_targe
         assert await definitions.index_state(session, index) == "missing"
     assert await session.connection.fetchval("SELECT current_setting('lock_timeout')") == "10s"
     await session.close()
+
+
+async def test_an_index_that_is_built_concurrently_waits_for_a_report_however_long_it_takes(
+    make_target: MakeDatabase,
+) -> None:
+    target = make_target()
+    target.execute("CREATE TABLE a (id int); INSERT INTO a VALUES (1)")
+    session = await connect(target.dsn, application_name="cdc test", target="internal", lock_timeout_ms=50)
+    waiting = "SELECT FROM pg_stat_progress_create_index WHERE phase ~ 'waiting' AND datname = %s"
+    async with target.session(autocommit=False) as report, asyncio.TaskGroup() as group:
+        await report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        await report.execute("SELECT count(*) FROM a")
+        index = NewIndex("public", "a", "by_id", False, "btree (id)")
+        building = group.create_task(definitions.create_index(session, index, concurrently=True))
+        await until(lambda: target.fetch(waiting, target.name))
+        await asyncio.sleep(0.3)
+        await report.rollback()
+    assert building.result()
+    await session.close()

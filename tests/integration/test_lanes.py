@@ -226,6 +226,41 @@ async def test_killed_again_and_again_while_a_target_joins_nobody_loses_a_change
     assert not any(worker.events("target needs a resync") for worker in pipeline.workers)
 
 
+async def test_deploys_may_overlap_while_a_target_has_a_lane(pipeline: Pipeline) -> None:
+    old = await pipeline.start(ready=False)
+    await pipeline.caught_up(None, "internal", "external")
+    await load_alone(pipeline, "late", state="loading")
+    await pipeline.logged("target has a lane of its own", old, deadline_s=20)
+    new = await pipeline.start(ready=False)
+    write(pipeline.source, 20)
+    await pipeline.logged("target has a lane of its own", new)
+    pipeline.targets["late"].execute("UPDATE cdc.target SET state = 'streaming'")
+    await old.terminate()
+    await pipeline.until(lambda: slots(pipeline) == {pipeline.slot}, "it is taken back by one of the two")
+    write(pipeline.source, 20)
+    await pipeline.ready(new)
+    await pipeline.assert_caught_up_and_equal()
+    assert not any(worker.events("target needs a resync")[1:] for worker in pipeline.workers), "it was never loaded"
+
+
+async def test_a_target_goes_to_a_lane_of_its_own_and_back_while_the_source_is_written_to(pipeline: Pipeline) -> None:
+    worker = await pipeline.start(ready=False)
+    await pipeline.caught_up(None, "internal", "external")
+    pipeline.source.execute(
+        "SELECT pg_copy_logical_replication_slot(%s, %s)", pipeline.slot, own_slot(pipeline, "internal")
+    )
+
+    def is_back() -> bool:
+        write(pipeline.source, 1)
+        return bool(worker.events("target is in the shared lane"))
+
+    await pipeline.until(is_back, "it went, and came back")
+    assert [line["target"] for line in worker.events("target has a lane of its own")] == ["internal"]
+    assert slots(pipeline) == {pipeline.slot}
+    await load_alone(pipeline, "late")
+    await pipeline.assert_caught_up_and_equal()
+
+
 async def test_a_target_with_a_stopped_table_keeps_its_lane_because_the_table_needs_what_its_slot_has(
     pipeline: Pipeline,
 ) -> None:

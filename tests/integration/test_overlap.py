@@ -85,6 +85,18 @@ async def test_hazard_06_a_changed_key_keeps_the_unchanged_value_of_the_restored
     await stream_over(replica, batches=100)
 
 
+@pytest.mark.parametrize("ddl", TARGETS.values(), ids=TARGETS)
+async def test_a_row_that_sends_all_its_values_moves_to_a_key_that_was_in_use(
+    make_replica: MakeReplica, source: Database, ddl: str
+) -> None:
+    replica = await make_replica(DOCS, ddl, follows=False)
+    source.execute(FILL)
+    await replica.record()
+    source.execute("DELETE FROM docs WHERE id = 2")
+    source.execute("UPDATE docs SET id = 2, body = 'small' WHERE id = 1")
+    await stream_over(replica, batches=100)
+
+
 async def test_hazard_06_an_old_key_that_the_stream_has_written_goes(
     make_replica: MakeReplica, source: Database
 ) -> None:

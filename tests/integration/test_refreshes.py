@@ -74,10 +74,10 @@ async def target(make_target: MakeDatabase) -> Database:
         'CREATE MATERIALIZED VIEW "by-Day" AS SELECT id FROM answers; CREATE UNIQUE INDEX ON "by-Day" (id);'
         "CREATE MATERIALIZED VIEW total AS SELECT count(*) AS n FROM answers;"
         "CREATE MATERIALIZED VIEW of_nobody AS SELECT count(*) AS n FROM answers;"
-        "INSERT INTO cdc.enrichment (pipeline, file, digest, needs, refreshes, applied_at) VALUES"
-        " ('cdc', '20.sql', 'x', '{}', '{public.total}', now()),"
-        " ('cdc', '10.sql', 'x', '{}', '{public.by-Day,public.total}', now()),"
-        " ('cdc', '30.sql', 'x', '{}', '{public.of_nobody}', NULL)"
+        "INSERT INTO cdc.enrichment (pipeline, file, digest, refreshes, applied_at) VALUES"
+        " ('cdc', '20.sql', 'x', '{public.total}', now()),"
+        " ('cdc', '10.sql', 'x', '{public.by-Day,public.total}', now()),"
+        " ('cdc', '30.sql', 'x', '{public.of_nobody}', NULL)"
     )
     return database
 

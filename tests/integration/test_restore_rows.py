@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from cdc.bootstrap.archive.rows import Archive, open_archive
+from cdc.bootstrap.archive.rows import Archive
 from cdc.bootstrap.copying import Job, TargetAccess
 from cdc.bootstrap.courtesy import Copies
 from cdc.bootstrap.restoring import TableRestore, plan_restore, read_uniques, restore
@@ -111,13 +111,12 @@ async def job() -> AsyncIterator[Job]:
 
 
 async def test_every_table_of_pix_with_a_key_arrives_as_it_was(
-    source: Database, make_target: MakeDatabase, archive_of: OpenArchive, job: Job
+    source: Database, make_target: MakeDatabase, archive_of: OpenArchive, job: Job, postgres_binaries: Path
 ) -> None:
     target = make_target()
-    archive = open_archive(PIX_ARCHIVE, None)
     for database, section in ((source, []), (target, ["--section=pre-data"])):
-        program = [str(archive.pg_restore.path), "--no-owner", *section, f"--dbname={database.dsn}", str(PIX_ARCHIVE)]
-        await asyncio.to_thread(subprocess.run, program, check=True)
+        program = [str(postgres_binaries / "pg_restore"), "--no-owner", *section, f"--dbname={database.dsn}"]
+        await asyncio.to_thread(subprocess.run, [*program, str(PIX_ARCHIVE)], check=True)
     archive = archive_of(source)
     tables = [entry.name for entry in archive.toc.entries if entry.description == "TABLE DATA"]
     access = await taken(target)

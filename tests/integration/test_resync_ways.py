@@ -14,7 +14,10 @@ from tests.database import Database
 from tests.pipeline import Pipeline, follow
 from tests.resync import Following, Replicated
 
-BY_NAME = "CREATE TABLE words (word text PRIMARY KEY, meaning text); INSERT INTO words VALUES ('a', '1'), ('b', '2'), ('c', '3')"
+BY_NAME = """
+CREATE TABLE words (word text PRIMARY KEY, meaning text);
+INSERT INTO words VALUES ('a', '1'), ('b', '2'), ('c', '3');
+"""
 
 
 async def test_a_key_whose_order_may_differ_is_read_whole(source: Database, make_target: MakeDatabase) -> None:
@@ -32,7 +35,10 @@ async def test_a_key_whose_order_may_differ_is_read_whole(source: Database, make
         assert replicated.state("words") == "streaming"
 
 
-OWNED = "CREATE TABLE places (id int PRIMARY KEY, seat int UNIQUE); INSERT INTO places SELECT n, n FROM generate_series(1, 9) n"
+OWNED = """
+CREATE TABLE places (id int PRIMARY KEY, seat int UNIQUE);
+INSERT INTO places SELECT n, n FROM generate_series(1, 9) n;
+"""
 
 
 async def test_an_owned_table_with_other_unique_values_is_read_whole_also_when_they_have_moved(
@@ -167,7 +173,7 @@ async def test_a_worker_that_is_killed_goes_on_with_the_next_chunk(source: Datab
         )
         for merged in (60, 180):
             await pipeline.until(
-                lambda merged=merged: (target.fetchval("SELECT max(row_count) FROM cdc.resync") or 0) >= merged,  # type: ignore[misc]
+                lambda merged=merged: (target.fetchval("SELECT max(row_count) FROM cdc.resync") or 0) >= merged,
                 "some chunks are merged",
             )
             await pipeline.worker.kill()

@@ -239,3 +239,45 @@ async def test_status_reads_while_the_target_is_locked_by_a_batch(
         target.execute("UPDATE cdc.target SET transactions = transactions + 1")
         status = await state.read(configuration(source.dsn, slot, internal=target.dsn))
     assert status.targets[0].transactions == 7
+
+
+async def test_what_is_loaded_beside_a_target_and_what_serves_it_are_shown(
+    source: Database, slot: str, make_target: MakeDatabase
+) -> None:
+    target = make_target("internal")
+    await load(target, "internal", source, await beat(source))
+    source.create_slot(f"{slot}__internal")
+    target.execute(
+        "INSERT INTO cdc.target (pipeline, target, state, position, system_identifier, timeline, slot, incarnation)"
+        " SELECT 'cdc+', target, 'loading', '0/2', system_identifier, timeline, slot, incarnation FROM cdc.target"
+    )
+    target.execute(
+        "INSERT INTO cdc.target_table (pipeline, source_schema, source_table, target_schema, target_table, state)"
+        " VALUES ('cdc+', 'public', 'accounts', 'cdc_new_public', 'accounts', 'streaming'),"
+        " ('cdc+', 'public', 'users', 'cdc_new_public', 'users', 'overlap')"
+    )
+    target.execute("UPDATE cdc.target SET cut_over_heartbeat = 5 WHERE pipeline = 'cdc'")
+    status = await state.read(configuration(source.dsn, slot, internal=target.dsn))
+    (internal,) = status.targets
+    assert internal.beside is not None
+    assert (internal.beside.state, str(internal.beside.position)) == ("loading", "0/2")
+    assert (internal.beside.loaded, internal.beside.tables) == (1, 2)
+    assert (internal.slot, internal.awaits_cut_over) == (f"{slot}__internal", True)
+    assert len(internal.tables) == 3, "those beside are not mixed with the others"
+    screen = io.StringIO()
+    status.show(Console(file=screen, width=160))
+    assert re.search(r"\+ loaded beside +loading +0/2 .* 1/2", screen.getvalue())
+    assert "not exactly consistent yet" in screen.getvalue()
+    assert f"{slot}__internal" in screen.getvalue()
+
+
+async def test_a_target_with_a_slot_of_its_own_does_not_depend_on_the_shared_one(
+    source: Database, slot: str, make_target: MakeDatabase
+) -> None:
+    target = make_target("internal")
+    await load(target, "internal", source, await beat(source))
+    source.create_slot(f"{slot}__internal")
+    source.execute("SELECT pg_drop_replication_slot(%s)", slot)
+    status = await state.read(configuration(source.dsn, slot, internal=target.dsn))
+    assert status.targets[0].state == "streaming"
+    assert not status.healthy

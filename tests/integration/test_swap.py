@@ -224,11 +224,24 @@ async def test_readers_are_let_in_again_when_the_new_generation_is_late(both: Ge
     assert both.names() == {"new"}
 
 
-async def test_a_lane_that_ended_too_early_is_not_believed(both: Generations) -> None:
+@pytest.mark.parametrize(("stands_at", "said"), [("1/FF", NEW_POSITION), ("1/50", Lsn.parse("1/50"))])
+async def test_a_lane_that_ended_too_early_is_not_believed(both: Generations, stands_at: str, said: Lsn) -> None:
     both.make("users")
-    both.database.execute("UPDATE cdc.target SET position = '1/FF' WHERE pipeline = 'cdc+'")
+    both.database.execute("UPDATE cdc.target SET position = %s::pg_lsn WHERE pipeline = 'cdc+'", stands_at)
+
+    async def caught_up(held: Lsn) -> Lsn:
+        return said
+
     with pytest.raises(TargetUnavailable, match="do not stand where their lane ended"):
-        await both.swap(patience_s=0.1)
+        await swap(
+            both.session,
+            pipeline=PIPELINE,
+            swaps=[table_swap()],
+            whole=True,
+            caught_up=caught_up,
+            say=both.said.append,
+            patience_s=0.1,
+        )
     assert both.names() == {"old"}
 
 

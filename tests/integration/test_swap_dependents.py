@@ -413,8 +413,13 @@ async def test_an_analysts_indexes_are_built_on_the_new_table_before_the_swap(bo
     before = both.database.fetch(definitions)
     missing = await missing_indexes(both.session, [table_swap()])
     assert [index.name for index in missing] == ["by Name", "one-each"]
-    with pytest.raises(SetupError, match="index by Name is not on the table that takes its place"):
+    with pytest.raises(
+        SetupError, match=r"public.users: index by Name is not on the table that takes its place"
+    ) as error:
         await both.swap()
+    assert 'CREATE INDEX CONCURRENTLY "by Name" ON "cdc_new_public"."users" USING' in (error.value.sql or "")
+    assert 'not wanted any more: DROP INDEX "public"."by Name";' in (error.value.sql or "")
+    assert 'not wanted any more: ALTER TABLE "public"."users" DROP CONSTRAINT "one-each";' in (error.value.sql or "")
     for index in missing:
         await build_missing(both.session, index)
         await build_missing(both.session, index)

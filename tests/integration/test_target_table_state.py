@@ -9,6 +9,7 @@ import pytest
 from cdc.lsn import Lsn
 from cdc.routing.route import Route
 from cdc.target import migrations, position, table_state
+from cdc.target.generation import generation_key
 from cdc.target.session import Session, connect
 from cdc.target.table_state import RowCounts, TableState
 from tests.conftest import MakeDatabase
@@ -94,3 +95,34 @@ async def test_a_forgotten_table_is_gone_and_a_forgotten_pipeline_takes_its_tabl
     await table_state.mark_copying(session, "it's", ROUTE)
     await position.forget(session, "it's")
     assert await table_state.read(session, "it's") == []
+
+
+async def test_a_table_in_overlap_keeps_what_was_recorded_of_its_source_and_goes_on_in_overlap(
+    session: Session,
+) -> None:
+    await table_state.mark_copying(session, "it's", ROUTE, source_oid=5, source_filenode=6)
+    await table_state.mark_overlap(session, "it's", ROUTE)
+    state = await only(session)
+    assert (state.state, state.position, state.source_oid, state.source_filenode) == ("overlap", None, 5, 6)
+    for _ in range(2):
+        await table_state.stop(session, "it's", ROUTE, position=Lsn(7), reason="It lacks a column.")
+        assert (await only(session)).is_overlap
+    await table_state.resume(session, "it's", SOURCE)
+    assert (await only(session)).state == "overlap"
+    await table_state.mark_streaming(session, "it's", ROUTE, consistent_from=None)
+    await table_state.stop(session, "it's", ROUTE, position=Lsn(7), reason="It lacks a column.")
+    assert not (await only(session)).is_overlap
+
+
+async def test_a_table_that_is_given_up_holds_nothing_that_counts(session: Session) -> None:
+    await table_state.mark_overlap(session, "it's", ROUTE)
+    await table_state.stop(session, "it's", ROUTE, position=Lsn(7), reason="It lacks a column.")
+    await table_state.give_up(session, "it's", [SOURCE])
+    state = await only(session)
+    assert (state.state, state.position, state.reason, state.is_overlap) == ("copying", None, None, False)
+
+
+async def test_forgetting_a_pipeline_forgets_the_generation_that_stands_beside(session: Session) -> None:
+    await position.register(session, generation_key("it's"), "internal")
+    await table_state.mark_copying(session, generation_key("it's"), ROUTE)
+    assert await position.forget(session, "it's")

@@ -15,6 +15,7 @@ CREATE TABLE hidden.secrets (id int PRIMARY KEY);
 CREATE TABLE "learning-content".skills (id int PRIMARY KEY);
 CREATE VIEW "learning-content"."z View" WITH (security_barrier) AS SELECT id, "lastName" AS "group" FROM users;
 CREATE VIEW "a-reads-z" AS SELECT "group" FROM "learning-content"."z View" WHERE "group" <> 'x;y';
+CREATE VIEW "A" AS SELECT "group" FROM "a-reads-z";
 CREATE VIEW reads_what_is_not_there AS SELECT id FROM hidden.secrets;
 CREATE VIEW excluded AS SELECT id FROM users;
 CREATE MATERIALIZED VIEW by_name AS SELECT "lastName", count(*) FROM users GROUP BY 1;
@@ -25,7 +26,7 @@ INCLUDE: dict[str, Any] = {"include": ["public.*", "learning-content.*"], "exclu
 
 VIEWS = """
 SELECT schemaname, viewname, definition FROM pg_views
- WHERE schemaname IN ('public', 'learning-content') AND viewname IN ('z View', 'a-reads-z') ORDER BY 1, 2
+ WHERE schemaname IN ('public', 'learning-content') AND viewname IN ('z View', 'a-reads-z', 'A') ORDER BY 1, 2
 """
 
 
@@ -39,6 +40,7 @@ async def test_views_come_in_the_order_in_which_they_read_each_other(
         assert "view public.reads_what_is_not_there could not be built" in lacking
         assert "it reads what is not there: hidden.secrets" in lacking
         assert built.target.fetch(VIEWS) == source.fetch(VIEWS)
+        assert len(source.fetch(VIEWS)) == 3
         assert built.target.fetch('SELECT * FROM "a-reads-z" ORDER BY 1') == [("a",), ("b",)]
         options = "SELECT reloptions FROM pg_class WHERE relname = 'z View'"
         assert built.target.fetchval(options) == ["security_barrier=true"]

@@ -221,3 +221,21 @@ def test_a_refresh_is_timed_and_a_failed_one_is_counted_as_an_error(metrics: Met
         assert f'cdc_refreshes_total{{outcome="{outcome}",pipeline="cdc",target="internal"}} 1.0' in text
     assert 'cdc_refresh_duration_seconds{pipeline="cdc",target="internal",view="public.by_day"} 1.5' in text
     assert 'cdc_errors_total{error="target_unavailable"' in text
+
+
+def test_a_lane_that_is_over_is_not_shown_as_one_that_does_not_stream() -> None:
+    metrics = Metrics("cdc")
+    lane = metrics.lane("internal")
+    lane.up(True)
+    lane.slot(
+        "cdc__internal", active=True, retained_bytes=1, safe_wal_size=2, wal_status="reserved", confirmed_flush_lsn=3
+    )
+    lane.error(SlotInUse("another worker", server=ServerError("55006")))
+    metrics.end_lane("internal")
+    metrics.end_lane("internal")
+    text = metrics.render().decode()
+    assert "cdc__internal" not in text
+    assert 'cdc_source_up{pipeline="cdc",target="internal"}' not in text
+    assert 'error="slot_in_use"' in text, "what went wrong stays counted"
+    metrics.lane("internal").up(True)
+    assert 'cdc_source_up{pipeline="cdc",target="internal"} 1.0' in metrics.render().decode()
