@@ -46,9 +46,10 @@ async def unwritable(
 ) -> list[TableStopped]:
     """What would keep rows out of the tables that remain; nothing is changed.
 
-    ``may_be_created``: a table that a following target lacks is no problem, nor one that a run of ours began.
+    ``may_be_created``: a table that a following target lacks is no problem, nor one that a run of ours began; those
+    that keep their rows are looked at elsewhere (`cdc.bootstrap.incremental`).
     """
-    loads = loading.remaining()
+    loads = [load for load in loading.remaining() if not (may_be_created and loading.keeps_rows(load))]
     with target_errors("reading the catalog", loading.session.where):
         found = await read_tables(loading.session.connection, [(load.schema, load.table) for load in loads])
     problems = []
@@ -139,7 +140,13 @@ def new_table_of(load: Load, sources: Mapping[str, SourceTable]) -> NewTable:
 
 def new_table_of_route(route: Route, source: SourceTable) -> NewTable:
     """The table that a route of a following target asks for."""
-    return new_table(route, source.relation, not_null=source.not_null, primary_key=source.primary_key)
+    return new_table(
+        route,
+        source.relation,
+        not_null=source.not_null,
+        primary_key=source.primary_key,
+        primary_key_name=source.primary_key_name,
+    )
 
 
 def plan(loading: Loading, load: Load, table: TargetTable | None, sources: Mapping[str, SourceTable]) -> Work:

@@ -84,7 +84,13 @@ async def read_source(connection: Connection, config: Config, route: Route) -> S
 
 def table_to_create(route: Route, source: SourceTable) -> NewTable:
     """What a following target gets that has no such table."""
-    return new_table(route, source.relation, not_null=source.not_null, primary_key=source.primary_key)
+    return new_table(
+        route,
+        source.relation,
+        not_null=source.not_null,
+        primary_key=source.primary_key,
+        primary_key_name=source.primary_key_name,
+    )
 
 
 async def look(

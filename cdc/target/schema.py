@@ -38,12 +38,17 @@ class NewColumn:
 
 @dataclass(frozen=True, slots=True)
 class NewTable:
-    """A table to create. ``primary_key`` are its columns in the order of the source's key; empty for none."""
+    """A table to create.
+
+    ``primary_key`` are its columns in the order of the source's key; empty for none. ``primary_key_name`` is what the
+    source calls it.
+    """
 
     schema: str
     name: str
     columns: tuple[NewColumn, ...]
     primary_key: tuple[str, ...]
+    primary_key_name: str | None = None
 
     @property
     def sql_name(self) -> str:
@@ -51,7 +56,14 @@ class NewTable:
         return quote_qualified(self.schema, self.name)
 
 
-def new_table(route: Route, relation: Relation, *, not_null: Collection[str], primary_key: Iterable[str]) -> NewTable:
+def new_table(
+    route: Route,
+    relation: Relation,
+    *,
+    not_null: Collection[str],
+    primary_key: Iterable[str],
+    primary_key_name: str | None = None,
+) -> NewTable:
     """The table that a route asks for. ``not_null`` and ``primary_key`` name columns of the source.
 
     Columns that the route does not name are left out (invariant 7), and so is a primary key that needs one of them.
@@ -68,6 +80,7 @@ def new_table(route: Route, relation: Relation, *, not_null: Collection[str], pr
         name=route.target_table,
         columns=columns,
         primary_key=tuple(name for name in key if name is not None) if names.issuperset(key) else (),
+        primary_key_name=primary_key_name,
     )
 
 
@@ -120,7 +133,7 @@ async def create_schema(connection: asyncpg.Connection, schema: str) -> None:
 
 
 async def add_primary_key(session: Session, table: NewTable) -> bool:
-    """Add the primary key where the table has none; true when it was added. PostgreSQL chooses its name.
+    """Add the primary key where the table has none, under the source's name if that is free; true when it was added.
 
     It needs the strongest lock: `TargetUnavailable` where that is not granted in time, so that nobody queues behind us
     (hazard 16); the caller tries again. NOT NULL is there already.
@@ -131,8 +144,9 @@ async def add_primary_key(session: Session, table: NewTable) -> bool:
         has_one = await session.connection.fetchval(statements.load("target", "has_primary_key"), table.sql_name)
         if has_one:
             return False
+        name = await _constraint_name(session.connection, table)
         await session.connection.execute(
-            f"ALTER TABLE {table.sql_name} ADD PRIMARY KEY ({quote_list(table.primary_key)})"
+            f"ALTER TABLE {table.sql_name} ADD {name}PRIMARY KEY ({quote_list(table.primary_key)})"
         )
     return True
 
@@ -164,6 +178,14 @@ def add_labels_sql(source: DataType, target: DataType) -> str:
         known.append(label)
         added.append(f"ALTER TYPE {name} ADD VALUE {quote_literal(label)}{at};")
     return "\n".join(added)
+
+
+async def _constraint_name(connection: asyncpg.Connection, table: NewTable) -> str:
+    """``CONSTRAINT name`` as at the source; nothing where something else in the schema has that name."""
+    name = table.primary_key_name
+    if name is None or await _exists(connection, table.schema, name):
+        return ""
+    return f"CONSTRAINT {quote(name)} "
 
 
 async def _exists(connection: asyncpg.Connection, schema: str, table: str) -> bool:

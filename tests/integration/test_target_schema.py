@@ -50,7 +50,13 @@ async def described(source: Database, route: Route) -> NewTable:
     connection = await connect_source(source.dsn, application_name="cdc test")
     async with connection:
         (table,) = await source_catalog.read_tables(connection, [route.source_name])
-    return schema.new_table(route, table.relation, not_null=table.not_null, primary_key=table.primary_key)
+    return schema.new_table(
+        route,
+        table.relation,
+        not_null=table.not_null,
+        primary_key=table.primary_key,
+        primary_key_name=table.primary_key_name,
+    )
 
 
 EVERYTHING = Route("learning", "knowledge-elements", "learning", "knowledge-elements")
@@ -79,6 +85,21 @@ async def test_a_table_is_created_with_its_types_and_key_and_nothing_else(source
     mood = found.columns[3].type.element
     assert mood is not None
     assert mood.labels == ("it's fine", "back\\slash", "a")
+
+
+async def test_the_primary_key_has_the_sources_name_where_that_is_free(source: Database, session: Session) -> None:
+    source.execute("CREATE TABLE a (id int, CONSTRAINT its_key PRIMARY KEY (id))")
+    source.execute("CREATE TABLE b (id int, CONSTRAINT taken PRIMARY KEY (id))")
+    await session.connection.execute("CREATE TABLE public.taken ()")
+    names = {}
+    for name in ("a", "b"):
+        table = await described(source, Route("public", name, "public", name))
+        await schema.create_table(session, table)
+        assert await schema.add_primary_key(session, table)
+        found = await read_table(session.connection, "public", name)
+        assert found is not None
+        names[name] = [key.name for key in found.unique_keys if key.is_primary]
+    assert names == {"a": ["its_key"], "b": ["b_pkey"]}
 
 
 async def test_creating_again_changes_nothing(source: Database, session: Session) -> None:
