@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from cdc.bootstrap.progress import Silence
@@ -12,10 +13,20 @@ from cdc.lsn import Lsn
 from cdc.service import provision
 from tests.database import Database, unique_name
 
+NO_FILES = Path(__file__).parent / "no-enrichment"
+"""A directory that is not there."""
+
 
 def make_config(source: Database, targets: dict[str, dict[str, Any]]) -> Config:
     slot = unique_name("slot").replace("-", "_")
-    return Config.model_validate({"source": {"dsn": source.dsn, "slot": slot, "publication": slot}, "targets": targets})
+    return Config.model_validate(
+        {
+            "source": {"dsn": source.dsn, "slot": slot, "publication": slot},
+            "targets": targets,
+            # The files that are shipped for Pix would find the tables of tests that are called like Pix's.
+            "bootstrap": {"enrichment": NO_FILES},
+        }
+    )
 
 
 async def set_up(config: Config) -> None:

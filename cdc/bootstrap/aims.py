@@ -23,12 +23,9 @@ from cdc.config import TargetConfig
 from cdc.errors import ResyncNeeded, SetupError
 from cdc.lsn import Lsn
 from cdc.routing.target_routes import TargetRoutes
-from cdc.source.slot import LANE_SEPARATOR, Slot
+from cdc.source.slot import Slot, lane_slot, load_slot
 from cdc.target.generation import generation_key
 from cdc.target.position import TargetState
-
-BESIDE_SUFFIX = f"{LANE_SEPARATOR}new"
-"""What the name of the slot ends with that a second generation is loaded over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +121,7 @@ def _slot(
     target: str, found: Found, is_beside: bool, shared_name: str, shared: Slot | None, slots: Mapping[str, Slot]
 ) -> str:
     """The slot of one target; ``shared`` is `None` where nobody relies on the shared one, or nobody can."""
-    own = f"{shared_name}{LANE_SEPARATOR}{target}"
-    beside = f"{own}{BESIDE_SUFFIX}"
+    own, beside = lane_slot(shared_name, target), load_slot(shared_name, target)
     if is_beside and beside in slots:
         return beside
     if own in slots:

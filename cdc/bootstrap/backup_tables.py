@@ -104,6 +104,8 @@ async def changed(run: Run, loading: Loading) -> list[tuple[Load, str]]:
         there = await read_tables(session.connection, names)
     found: list[tuple[Load, str]] = []
     for load in loading.loads:
+        if loading.is_incremental(load):
+            continue  # copied live; if it has stopped since, it is for somebody to say that its rows may go
         states = [loading.states[route.source_name] for route in load.routes if route.source_name in loading.states]
         # What stopped in the overlap is recorded as copying since the cut-over, and still with its reason.
         stopped = next((state.reason for state in states if state.state in ("stopped", "copying")), None)
@@ -151,6 +153,8 @@ def _unrestorable(
     loading: Loading, load: Load, sources: Mapping[str, SourceTable], files: Mapping[str, Filenode]
 ) -> str | None:
     """Why a table cannot be restored, as far as the source's catalog tells."""
+    if loading.keeps_rows(load):
+        return "its rows stay there, and only missing ones are copied (incremental)"
     if len(load.routes) != 1:
         return "several tables of the source go into it"
     (route,) = load.routes
@@ -182,7 +186,7 @@ async def _restore(run: Run, job: Job, item: _Item, archive: Archive, sources: M
     run.progress.copied(loading.name, load.name, rows, size)
     async with run.records.step("primary key", load.name, targets=[loading.name]):
         await tables.complete_restored(loading, job, load, sources)
-    run.records.restored(loading.name, rows, size)
+    run.records.restored(loading.name, load.name, rows, size)
     run.progress.finish(loading.name, load.name)
 
 

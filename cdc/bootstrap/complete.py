@@ -13,7 +13,7 @@ from cdc.routing.router import build_all_routes
 from cdc.source import heartbeat
 from cdc.source.catalog import read_tables
 from cdc.source.connection import connect as connect_source
-from cdc.source.slot import LANE_SEPARATOR, read_slots
+from cdc.source.slot import lane_slot, read_slots
 from cdc.target import migrations, position, table_state
 from cdc.target.generation import generation_key
 from cdc.target.session import connect as connect_target
@@ -34,7 +34,7 @@ async def is_complete(config: Config, targets: Sequence[str]) -> bool:
     wanted = {route.source_name for of_target in routes.values() for route in of_target}
     sources = replicated(tables, wanted, lambda _: None)
     for target in targets:
-        lane = slots.get(f"{config.source.slot}{LANE_SEPARATOR}{target}") or slots.get(config.source.slot)
+        lane = slots.get(lane_slot(config.source.slot, target)) or slots.get(config.source.slot)
         if lane is None or lane.is_lost or lane.confirmed_flush_lsn is None:
             return False
         needed = {route.source_name for route in routes[target] if route.source_name in sources}

@@ -16,9 +16,9 @@ again from a newer one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import asyncpg
 import psycopg
@@ -26,14 +26,17 @@ import tenacity
 
 from cdc import statements
 from cdc.bootstrap.courtesy import Copies
+from cdc.bootstrap.incremental_ranges import Part
 from cdc.bootstrap.pace import Pace
 from cdc.bootstrap.pipe import read_copy
 from cdc.bootstrap.plan import TableCopy
-from cdc.bootstrap.ranges import PageRange
 from cdc.errors import CdcError, FenceLost, TargetUnavailable, TransientError
 from cdc.identifiers import quote_qualified
 from cdc.source import connection as source
 from cdc.target import session as target
+from cdc.target.row_counts import row_count
+
+T = TypeVar("T")
 
 LOCK_TIMEOUT_S = 10
 """How long a copy waits for its table's ACCESS SHARE lock. It holds nothing meanwhile, but a queue behind a DDL
@@ -66,7 +69,8 @@ class Destination:
     """Where bytes of COPY go: a table of the target, its columns in the order of the bytes, and the bytes' format.
 
     ``encoding`` is that of text, by PostgreSQL's name, where it is not the connection's. ``what`` names the work in
-    messages: ``copying public.a into public.a``.
+    messages: ``copying public.a into public.a``. ``before`` and ``after`` are statements of the same transaction; where
+    there is one after the rows, the rows that it writes are those that count.
     """
 
     schema: str
@@ -75,6 +79,8 @@ class Destination:
     format: Literal["binary", "text"]
     what: str
     encoding: str | None = None
+    before: str | None = None
+    after: str | None = None
 
 
 def in_tries() -> tenacity.AsyncRetrying:
@@ -102,13 +108,33 @@ class Job:
     _source: source.Connection | None = None
     _targets: dict[str, target.Session] = field(default_factory=dict)
 
-    async def copy(self, access: TargetAccess, copy: TableCopy, pages: PageRange, snapshot: str) -> tuple[int, int]:
-        """Copy one range; returns its rows and bytes.
+    async def copy(
+        self,
+        access: TargetAccess,
+        copy: TableCopy,
+        part: Part,
+        snapshot: str,
+        destination: Destination | None = None,
+    ) -> tuple[int, int]:
+        """Copy one range, into the table of its route unless another ``destination`` is given; returns rows and bytes.
 
         Raises `SnapshotTooOld`, `FenceLost` when somebody else has taken the target, the last `TransientError` after
         `TRIES`, and what cannot pass at once.
         """
-        return await in_tries()(self._try, access, copy, pages, snapshot)
+        return await in_tries()(self._try, access, copy, part, snapshot, destination or _destination(copy))
+
+    async def ask(
+        self,
+        access: TargetAccess,
+        copy: TableCopy,
+        snapshot: str,
+        question: Callable[[source.Connection, target.Session], Awaitable[T]],
+    ) -> T:
+        """What ``question`` returns: asked of the source, as the snapshot shows the table, and of the target.
+
+        It is tried again as a copy is, and raises the same.
+        """
+        return await in_tries()(self._ask, access, copy, snapshot, question)
 
     async def write(
         self, access: TargetAccess, destination: Destination, chunks: AsyncIterator[bytes]
@@ -133,6 +159,8 @@ class Job:
             await transaction.start()
             try:
                 xid = str(await connection.fetchval("SELECT pg_catalog.pg_current_xact_id()::text"))
+                if destination.before is not None:
+                    await connection.execute(destination.before)
                 status = await connection.copy_to_table(
                     destination.table,
                     schema_name=destination.schema,
@@ -141,6 +169,8 @@ class Job:
                     format=destination.format,
                     encoding=destination.encoding,
                 )
+                if destination.after is not None:
+                    status = await connection.execute(destination.after)
                 await hold_fence(connection, access)
             except BaseException:
                 await _abandon(session, transaction)
@@ -157,7 +187,7 @@ class Job:
             if not isinstance(failure, TargetUnavailable):
                 raise failure from None
             await self._resolve(access, xid, backend, failure)
-        return int(status.split()[1]), size
+        return row_count(status), size
 
     async def session(self, access: TargetAccess) -> target.Session:
         """This job's session on a target."""
@@ -175,14 +205,29 @@ class Job:
         for session in sessions:
             await session.close()
 
-    async def _try(self, access: TargetAccess, copy: TableCopy, pages: PageRange, snapshot: str) -> tuple[int, int]:
-        await self.session(access)  # before a transaction begins at the source, which then does not wait for it
+    async def _try(
+        self, access: TargetAccess, copy: TableCopy, part: Part, snapshot: str, destination: Destination
+    ) -> tuple[int, int]:
+        async def write(connection: source.Connection, _: target.Session) -> tuple[int, int]:
+            return await self.write(access, destination, _read(connection, copy, part, self.pace))
+
+        return await self._ask(access, copy, snapshot, write)
+
+    async def _ask(
+        self,
+        access: TargetAccess,
+        copy: TableCopy,
+        snapshot: str,
+        question: Callable[[source.Connection, target.Session], Awaitable[T]],
+    ) -> T:
+        # The target first: a transaction at the source does not wait for it then.
+        session = await self.session(access)
         if self._source is None:
             self._source = await source.connect(self.source_dsn, application_name=self.application_name)
         try:
             with self.copies.copying(self._source):
                 await _begin(self._source, copy, snapshot)
-                counted = await self.write(access, _destination(copy), _read(self._source, copy, pages, self.pace))
+                answer = await question(self._source, session)
             await self._source.execute("COMMIT")
         except (CdcError, SnapshotTooOld, asyncio.CancelledError):
             # Whatever state it is in, maybe in the middle of a COPY: a new connection costs less than finding out.
@@ -191,7 +236,7 @@ class Job:
         except psycopg.Error:
             # Only the COMMIT of a transaction that read: nothing depends on it.
             await self._drop_source()
-        return counted
+        return answer
 
     async def _resolve(self, access: TargetAccess, xid: str, backend: int, failure: CdcError) -> None:
         """Find out what became of a COMMIT that got no answer; raise ``failure`` when its rows are not there."""
@@ -252,13 +297,11 @@ async def _begin(connection: source.Connection, copy: TableCopy, snapshot: str) 
         raise SnapshotTooOld(f"{copy.route.source_name}: the table was rewritten or emptied after the snapshot")
 
 
-async def _read(
-    connection: source.Connection, copy: TableCopy, pages: PageRange, pace: Pace | None
-) -> AsyncIterator[bytes]:
+async def _read(connection: source.Connection, copy: TableCopy, part: Part, pace: Pace | None) -> AsyncIterator[bytes]:
     """The bytes of a range. Translates here, because the target's driver passes on what a source of bytes raises."""
     with source.source_errors(f"copy {copy.route.source_name}"):
         try:
-            async for chunk in read_copy(connection, copy.statement(pages), pace):
+            async for chunk in read_copy(connection, copy.statement(part), pace):
                 yield chunk
         except psycopg.errors.UndefinedColumn:
             raise SnapshotTooOld(f"{copy.route.source_name}: a column is gone") from None

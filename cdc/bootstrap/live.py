@@ -20,7 +20,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from cdc.bootstrap import definitions, tables
+from cdc.bootstrap import definitions, incremental, tables
 from cdc.bootstrap.copying import Job
 from cdc.bootstrap.courtesy import Copies
 from cdc.bootstrap.pace import Pace
@@ -94,12 +94,20 @@ async def _copy(run: Run, lane: LoadLane, jobs: Sequence[Job], snapshot: Snapsho
             missing = [route.source_name for route in load.routes if route.source_name not in sources]
             if missing:
                 raise SourceUnavailable(f"the source has no table {', '.join(missing)} at the moment")
-            works.append(await tables.prepare(loading, load, sources))
+            work = None
+            if loading.keeps_rows(load):
+                work = await incremental.prepare(loading, load, sources, run.connect)
+            works.append(work or await tables.prepare(loading, load, sources))
         await loading.read_states()
 
     async def finish(job: Job, work: Work) -> None:
         loading = run.loadings[work.access.name]
-        await tables.complete(loading, job, work, sources, snapshot.consistent_point)
+        if work.lacking is None:
+            await tables.complete(loading, job, work, sources, snapshot.consistent_point)
+        else:
+            async with run.records.step("copy", work.load.name, targets=[loading.name]) as step:
+                step.rows = await incremental.complete(job, work, sources, snapshot.consistent_point)
+                step.size = work.size
         run.copied.setdefault(work.access.name, []).append(work)
 
     async with run.records.step("copy", targets=lane.loadings):
@@ -110,11 +118,13 @@ async def _copy(run: Run, lane: LoadLane, jobs: Sequence[Job], snapshot: Snapsho
         )
 
 
-async def analyze(run: Run, jobs: Sequence[Job]) -> None:
-    """Collect statistics of what this run copied: the planner knows nothing of a table that was just filled."""
-    copied = [
-        (work.access, quote_qualified(work.load.schema, work.load.table))
-        for works in run.copied.values()
-        for work in works
+async def analyze(run: Run, lane: LoadLane, jobs: Sequence[Job]) -> None:
+    """Collect statistics of what this run filled in the lane's targets: the planner knows nothing of such a table."""
+    filled = [
+        (loading.access, quote_qualified(load.schema, load.table))
+        for name, loading in lane.loadings.items()
+        for load in loading.loads
+        if run.records.was_restored(name, load.name)
+        or any(work.load.name == load.name for work in run.copied.get(name, ()))
     ]
-    await definitions.analyze(jobs, copied)
+    await definitions.analyze(jobs, filled)

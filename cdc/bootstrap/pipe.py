@@ -2,7 +2,7 @@
 
 psycopg's own COPY objects cost about 3.5 µs of CPU a row, because they return to the event loop for each CopyData
 message and a server sends one message a row. Reading ``PGconn`` directly takes every message that has arrived in one
-go: 1.1 µs a row of 140 bytes. No byte is looked at on the way.
+go: about 0.5 µs a row of 140 bytes, most of which is libpq's. No byte is looked at on the way.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from psycopg.pq.abc import PGconn
 from cdc.bootstrap.pace import Pace
 from cdc.source import waiting
 
-CHUNK_BYTES = 256 * 1024
-"""About what is handed on at once: large enough that the work per chunk is nothing, small enough that the memory of a
-copy is, too."""
+CHUNK_BYTES = 64 * 1024
+"""About what is handed on at once: large enough that the work per chunk is nothing, small enough to stay in the CPU's
+cache from libpq's buffer to the target's socket (with four times as much a row costs half as much again)."""
+
+READS = 4
+"""How often what has arrived is taken before it is looked at. libpq takes 8 to 16 kB at a time and lets its buffer grow
+only while that is full; a larger one means fewer returns to the event loop."""
 
 
 async def read_copy(connection: AsyncConnection, statement: str, pace: Pace | None = None) -> AsyncIterator[bytes]:
@@ -32,28 +36,30 @@ async def read_copy(connection: AsyncConnection, statement: str, pace: Pace | No
     pgconn.send_query(statement.encode())
     await waiting.flush(pgconn)
     await _expect(pgconn, ExecStatus.COPY_OUT)
-    messages: list[bytes] = []
-    size = 0
+    held = bytearray()
+    rows = 0  # a server sends one message a row
     while True:
         length, data = pgconn.get_copy_data(1)
         if length > 0:
-            messages.append(bytes(data))
-            size += length
-            if size >= CHUNK_BYTES:
-                yield b"".join(messages)
+            # Appended at once: a list of messages, to be joined, would spread them over memory.
+            held += data
+            rows += 1
+            if len(held) >= CHUNK_BYTES:
+                yield bytes(held)
                 if pace is not None:
-                    await pace.spend(len(messages))  # a server sends one message a row
-                messages.clear()
-                size = 0
+                    await pace.spend(rows)
+                held.clear()
+                rows = 0
         elif length == 0:
             await waiting.readable(pgconn)
-            pgconn.consume_input()
+            for _ in range(READS):
+                pgconn.consume_input()
         else:
             break
-    if messages:
-        yield b"".join(messages)
+    if held:
+        yield bytes(held)
         if pace is not None:
-            await pace.spend(len(messages))
+            await pace.spend(rows)
     await _expect(pgconn, ExecStatus.COMMAND_OK)
     await waiting.result(pgconn)
 

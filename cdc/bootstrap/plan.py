@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cdc.bootstrap.ranges import PageRange
+from cdc.bootstrap.incremental_ranges import Part
 from cdc.changes.relation import DataType
 from cdc.identifiers import quote, quote_qualified
 from cdc.routing.route import Route
@@ -41,10 +41,10 @@ class TableCopy:
     pages: int
     total_bytes: int
 
-    def statement(self, pages: PageRange) -> str:
+    def statement(self, part: Part) -> str:
         """The COPY that reads one range at the source. Children by inheritance are tables of their own."""
         name = quote_qualified(self.route.source_schema, self.route.source_table)
-        condition = pages.condition()
+        condition = part.condition()
         where = f" WHERE {condition}" if condition else ""
         return f"COPY (SELECT {', '.join(self.expressions)} FROM ONLY {name}{where}) TO STDOUT (FORMAT {self.format})"
 

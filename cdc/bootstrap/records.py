@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -49,9 +48,7 @@ class Records:
 
     progress: Progress
     runs: Mapping[str, RunRecord]
-    _tables: Counter[str] = field(default_factory=Counter)
-    _rows: Counter[str] = field(default_factory=Counter)
-    _bytes: Counter[str] = field(default_factory=Counter)
+    _restored: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     async def begin(
@@ -95,20 +92,18 @@ class Records:
         with suppress(CdcError):
             await self.end(reason)
 
-    def restored(self, target: str, rows: int, size: int) -> None:
-        """One table of a target was restored from a backup."""
-        self._tables[target] += 1
-        self._rows[target] += rows
-        self._bytes[target] += size
+    def restored(self, target: str, table: str, rows: int, size: int) -> None:
+        """One table (``schema.table`` there) of a target was restored from a backup: its rows and bytes."""
+        self._restored[target, table] = rows, size
 
-    def restored_tables(self, target: str) -> int:
-        """How many tables of a target were restored."""
-        return self._tables[target]
+    def discarded(self, target: str, table: str) -> None:
+        """What was restored of a table does not count: it is copied live after all."""
+        self._restored.pop((target, table), None)
 
-    def restored_rows(self, target: str) -> int:
-        """How many rows that were."""
-        return self._rows[target]
+    def was_restored(self, target: str, table: str) -> bool:
+        """Whether this run restored a table of a target, and it stays so."""
+        return (target, table) in self._restored
 
-    def restored_bytes(self, target: str) -> int:
-        """How many bytes that were."""
-        return self._bytes[target]
+    def restored_of(self, target: str) -> list[tuple[int, int]]:
+        """The rows and bytes of each table of a target that was restored, and stays so."""
+        return [amount for (name, _), amount in self._restored.items() if name == target]

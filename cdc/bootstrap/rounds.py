@@ -13,19 +13,26 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from cdc.bootstrap.copying import Job, SnapshotTooOld, TargetAccess
+from cdc.bootstrap.incremental_copy import copy_lacking
+from cdc.bootstrap.incremental_plan import Lacking
+from cdc.bootstrap.incremental_ranges import Part
 from cdc.bootstrap.plan import Load, TableCopy
 from cdc.bootstrap.progress import Progress
-from cdc.bootstrap.ranges import PageRange, split
+from cdc.bootstrap.ranges import split
 from cdc.errors import CdcError
 
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """A load within a round. ``after`` are those that have to be complete before it begins."""
+    """A load within a round. ``after`` are those that have to be complete before it begins.
+
+    ``lacking``: the table keeps the rows that it has, and gets only those that it lacks (`cdc.bootstrap.incremental`).
+    """
 
     access: TargetAccess
     load: Load
     copies: tuple[TableCopy, ...]
+    lacking: Lacking | None = None
     after: list[Work] = field(default_factory=list)
     ranges_left: int = 0
     rows: int = 0
@@ -38,11 +45,17 @@ class Work:
         """How much there is to read."""
         return sum(copy.total_bytes for copy in self.copies)
 
+    def parts(self, copy: TableCopy, range_bytes: int) -> tuple[Part, ...]:
+        """The ranges that one of its tables is copied in."""
+        if self.lacking is not None:
+            return self.lacking.parts(copy, range_bytes)
+        return split(copy.pages, copy.total_bytes, range_bytes)
+
 
 Finish = Callable[[Job, Work], Awaitable[None]]
 """What makes a copied table complete: its primary key and its state, in one transaction of its target."""
 
-_Item = tuple[Work, TableCopy, PageRange]
+_Item = tuple[Work, TableCopy, Part]
 
 
 async def copy_round(
@@ -59,9 +72,12 @@ async def copy_round(
 
     async def labour(job: Job) -> None:
         while (item := await queue.next()) is not None:
-            work, copy, pages = item
+            work, copy, part = item
             try:
-                rows, size = await job.copy(work.access, copy, pages, snapshot)
+                if work.lacking is None:
+                    rows, size = await job.copy(work.access, copy, part, snapshot)
+                else:
+                    rows, size = await copy_lacking(job, work.access, copy, work.lacking, part, snapshot)
             except SnapshotTooOld as reason:
                 progress.say(f"target {work.access.name}: {reason}; it is copied again from a newer snapshot")
                 await queue.leave(work)
@@ -86,11 +102,7 @@ class _Queue:
         self._changed = asyncio.Condition()
         self._items: deque[_Item] = deque()
         for work in sorted(works, key=lambda work: -work.total_bytes):
-            ranges = [
-                (work, copy, pages)
-                for copy in work.copies
-                for pages in split(copy.pages, copy.total_bytes, range_bytes)
-            ]
+            ranges = [(work, copy, part) for copy in work.copies for part in work.parts(copy, range_bytes)]
             work.ranges_left = len(ranges)
             progress.begin(work.access.name, work.load.name, len(ranges))
             self._items.extend(ranges)

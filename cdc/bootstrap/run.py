@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from cdc.bootstrap import start, tables
+from cdc.bootstrap import incremental, start, tables
 from cdc.bootstrap.again import Again, choose, record
 from cdc.bootstrap.aims import Found
 from cdc.bootstrap.aims import choose as choose_aims
@@ -214,12 +214,12 @@ class Run:
         summaries = {}
         for name in self.routes:
             works = self.copied.get(name, [])
-            rows, size = sum(work.rows for work in works), sum(work.size for work in works)
+            amounts = [(work.rows, work.size) for work in works] + self.records.restored_of(name)
             summaries[name] = TargetSummary(
                 target=name,
-                tables=len(works) + self.records.restored_tables(name),
-                rows=rows + self.records.restored_rows(name),
-                size=size + self.records.restored_bytes(name),
+                tables=len(amounts),
+                rows=sum(rows for rows, _ in amounts),
+                size=sum(size for _, size in amounts),
                 seconds=seconds,
                 consistent_lsn=self.consistent[name],
                 consistent_time=self.times.get(self.consistent[name]),
@@ -324,7 +324,10 @@ async def _refuse_unwritable(
     problems = [
         problem
         for loading in loadings.values()
-        for problem in await tables.unwritable(loading, sources, may_be_created=may_be_created)
+        for problem in [
+            *await tables.unwritable(loading, sources, may_be_created=may_be_created),
+            *(await incremental.unfit(loading, sources) if may_be_created else ()),
+        ]
     ]
     if problems:
         raise SetupError(

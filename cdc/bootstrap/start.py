@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
@@ -36,6 +36,9 @@ from cdc.target.history import History, SourceHistory
 
 SLOT_TRIES = 5
 """How many slots in a row may turn out not to be decodable (hazard 26, seen once) before that is not chance."""
+
+CREATION_TRIES = 10
+"""How often the creation of a slot is tried where the source says that its snapshot would be too large just now."""
 
 RELEASE_TIMEOUT_S = 5.0
 """How long a slot may still be in use after a run that was killed: the server notices within moments. A worker that
@@ -191,9 +194,8 @@ async def permanent_snapshot(
     """Create a permanent slot and yield the snapshot of its start, once it has proved that it can be decoded."""
     dsn = config.source.dsn.get_secret_value()
     for _ in range(SLOT_TRIES):
-        async with exported_snapshot(
-            dsn, slot, temporary=False, application_name=application_name, failover=config.source.failover
-        ) as snapshot:
+        async with AsyncExitStack() as stack:
+            snapshot = await _create(config, slot, application_name, stack, say)
             if await _can_be_decoded(config, slot, application_name):
                 yield snapshot
                 return
@@ -204,6 +206,41 @@ async def permanent_snapshot(
         f"{SLOT_TRIES} slots in a row could not be decoded: tables of the source are truncated or rewritten all the "
         f"time; try again when that is over"
     )
+
+
+async def _create(
+    config: Config, slot: str, application_name: str, stack: AsyncExitStack, say: Callable[[str], None]
+) -> Snapshot:
+    """Create the slot; again after a while where the source has too many transactions under way for its snapshot."""
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        say(f"{state.outcome.exception() if state.outcome else None}; it is tried again")
+
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception(_snapshot_was_too_large),
+        wait=tenacity.wait_random_exponential(multiplier=1, max=30),
+        stop=tenacity.stop_after_attempt(CREATION_TRIES),
+        before_sleep=tell,
+        reraise=True,
+    )
+
+    async def create() -> Snapshot:
+        return await stack.enter_async_context(
+            exported_snapshot(
+                config.source.dsn.get_secret_value(),
+                slot,
+                temporary=False,
+                application_name=application_name,
+                failover=config.source.failover,
+            )
+        )
+
+    return await retrying(create)
+
+
+def _snapshot_was_too_large(error: BaseException) -> bool:
+    """PostgreSQL's "initial slot snapshot too large" (`SnapBuildInitialSnapshot`): too many subtransactions run."""
+    return isinstance(error, SourceUnavailable) and error.server is not None and error.server.sqlstate == "40001"
 
 
 async def _can_be_decoded(config: Config, slot: str, application_name: str) -> bool:

@@ -75,7 +75,7 @@ async def prepare(loading: Loading, load: Load, sources: Mapping[str, SourceTabl
         session = await loading.ready()
         with target_errors(f"preparing table {load.name}", session.where):
             async with session.connection.transaction():
-                if loading.was_begun(load):
+                if loading.was_begun(load) or loading.aim.is_beside:
                     await _begin_anew(loading, session.connection, load, sources)
                 created = loading.config.follows and await create_table(session, new_table_of(load, sources))
                 for route in load.routes:
@@ -171,6 +171,10 @@ async def _begin_anew(
     """Remove what was copied before; and the table, where `cdc` created it for a shape that the source has left."""
     table = await read_table(connection, load.schema, load.table)
     if table is None:
+        return
+    if loading.aim.is_beside and not loading.was_created_by_cdc(load):
+        # Left behind in a schema of ours, by a load that somebody has forgotten (`cdc teardown`).
+        await connection.execute(f"DROP TABLE {table.sql_name}")
         return
     try:
         plan(loading, load, table, sources)

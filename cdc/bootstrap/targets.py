@@ -20,7 +20,7 @@ from cdc.bootstrap.start import SourceState
 from cdc.config import Config, TargetConfig, for_asyncpg
 from cdc.errors import ResyncNeeded, SetupError, TargetUnavailable
 from cdc.routing.route import Route
-from cdc.source.slot import LANE_SEPARATOR
+from cdc.source.slot import lane_slot
 from cdc.target import position, table_state
 from cdc.target.catalog import read_tables, tables_with_rows
 from cdc.target.generation import generation_key
@@ -35,6 +35,7 @@ from cdc.target.table_state import TableState
 class Loading:
     """One target while this run owns it. ``states`` is by the source table's ``schema.table``.
 
+    ``incremental`` are the tables of the source whose rows stay at the target when they are first loaded.
     Tasks that work side by side take ``turn`` before they use ``session``.
     """
 
@@ -45,6 +46,7 @@ class Loading:
     ownership: Ownership
     routes: tuple[Route, ...]
     states: Mapping[str, TableState]
+    incremental: frozenset[str] = frozenset()
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -81,6 +83,15 @@ class Loading:
             self.states[route.source_name].created_by_cdc for route in load.routes if self.state_of(route) is not None
         )
 
+    def is_incremental(self, load: Load) -> bool:
+        """Whether the load's table holds rows that somebody else loaded, and that stay; where there is a table yet."""
+        wanted = any(route.source_name in self.incremental for route in load.routes)
+        return wanted and not self.was_created_by_cdc(load)
+
+    def keeps_rows(self, load: Load) -> bool:
+        """Whether the table keeps the rows that it holds, if it exists: its first load adds those that are missing."""
+        return self.is_incremental(load) and not self.was_begun(load)
+
     async def take_again(self) -> None:
         """Become its owner again, after a lane of this run streamed into it."""
         session = await self.ready()
@@ -91,7 +102,13 @@ class Loading:
     async def begin_anew(self) -> None:
         """Forget how far a load that was interrupted had come: its slot is gone, so nothing joins it to the stream."""
         session = await self.ready()
-        await position.forget_load(session, self.aim.key, self.access.fence)
+        with target_errors("forgetting an interrupted load", session.where):
+            async with session.connection.transaction():
+                await position.forget_load(session, self.aim.key, self.access.fence)
+                for load in self.loads:
+                    if self.is_incremental(load):  # its rows stay again, so it is no table that may be emptied
+                        for route in load.routes:
+                            await table_state.forget(session, self.aim.key, (route.source_schema, route.source_table))
         self.ownership = replace(self.ownership, position=None, history=None)
         await self.read_states()
 
@@ -145,7 +162,7 @@ def _problem(where: str, target: str, present: TargetState, source: SourceState)
     """Why a target that was loaded cannot go on from this source and its slot."""
     if present.position is None or present.state == "loading":
         return None
-    own = f"{source.shared_slot}{LANE_SEPARATOR}{target}"
+    own = lane_slot(source.shared_slot, target)
     slot = own if own in source.slots else source.shared_slot
     return check_history(where, present.history, present.position, source.for_comparison(slot), target=target)
 
@@ -167,6 +184,7 @@ async def take(config: Config, aim: Aim, session: Session, routes: Sequence[Rout
         ownership=ownership,
         routes=aim.routes.places(tuple(routes)),
         states={state.source_name: state for state in await table_state.read(session, aim.key)},
+        incremental=_incremental(config, aim),
     )
 
 
@@ -196,7 +214,14 @@ async def look(config: Config, aim: Aim, routes: Sequence[Route]) -> Loading:
         ownership=ownership,
         routes=aim.routes.places(tuple(routes)),
         states={one.source_name: one for one in await table_state.read(session, aim.key)},
+        incremental=_incremental(config, aim),
     )
+
+
+def _incremental(config: Config, aim: Aim) -> frozenset[str]:
+    """The tables whose rows stay; none beside others, where every table is new."""
+    modes = {} if aim.is_beside else config.bootstrap.modes
+    return frozenset(table for table, mode in modes.items() if mode == "incremental")
 
 
 def application_name(config: Config) -> str:
@@ -228,7 +253,11 @@ async def refuse_foreign_rows(loadings: Mapping[str, Loading]) -> None:
     found: list[str] = []
     sql: list[str] = []
     for loading in loadings.values():
-        names = [(load.schema, load.table) for load in loading.remaining() if not loading.was_begun(load)]
+        names = [
+            (load.schema, load.table)
+            for load in loading.remaining()
+            if not loading.was_begun(load) and not loading.keeps_rows(load)
+        ]
         with target_errors("reading the catalog", loading.session.where):
             tables = await read_tables(loading.session.connection, names)
         for table in tables.values():

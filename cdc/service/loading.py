@@ -157,7 +157,7 @@ class _Load:
         run = self._run
         for lane in run.lanes:
             await live.load_rows(run, lane, self._jobs, self._range_bytes)
-            await live.analyze(run, self._jobs)
+            await live.analyze(run, lane, self._jobs)
             if any(loading.aim.is_beside for loading in lane.loadings.values()):
                 await self._stream_to_the_end(lane)
                 continue
@@ -181,7 +181,7 @@ class _Load:
                     await stream.until_cut_over()
                     await stream.stop()
             await self._copy_what_changed(lane)
-            await live.analyze(run, self._jobs)
+            await live.analyze(run, lane, self._jobs)
             await self._stream_to_the_end(lane)
 
     async def _copy_what_changed(self, lane: LoadLane) -> None:
@@ -191,6 +191,7 @@ class _Load:
             changed = await backup_tables.changed(run, loading)
             for load, reason in changed:
                 run.progress.say(f"target {loading.name}: {load.name} is copied from the live source: {reason}")
+                run.records.discarded(loading.name, load.name)
             await backup_tables.give_up(loading, [load for load, _ in changed])
         await live.load_rows(run, lane, self._jobs, self._range_bytes)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 
+from cdc import statements
 from cdc.config import Config, for_asyncpg
 from cdc.errors import CdcError, ConfigurationError, SetupError, SlotInUse
 from cdc.identifiers import quote, quote_qualified
@@ -23,7 +24,8 @@ from cdc.source import catalog, heartbeat, publication, slot
 from cdc.source.connection import Connection
 from cdc.source.connection import connect as connect_source
 from cdc.target import migrations, position, table_state
-from cdc.target.session import Session
+from cdc.target.generation import generation_key
+from cdc.target.session import Session, target_errors
 from cdc.target.session import connect as connect_target
 
 Say = Callable[[str], None]
@@ -155,8 +157,8 @@ async def teardown(config: Config, say: Say, *, target: str | None = None) -> No
         is_set_up = await heartbeat.read(source, config.pipeline) is not None
         if is_set_up:
             _refuse_slots_in_use(slots)
-            lane = f"{config.source.slot}{slot.LANE_SEPARATOR}{target}"
-            await _drop_slots(source, [one for one in slots if not is_partial or one.name == lane], say)
+            own = _slots_of(config, target) if is_partial and target is not None else None
+            await _drop_slots(source, [one for one in slots if own is None or one.name in own], say)
         for name, session in sessions.items():
             await _tear_down_target(config, session, name, say)
         if is_partial:
@@ -169,13 +171,19 @@ async def teardown(config: Config, say: Say, *, target: str | None = None) -> No
 
 
 async def _our_slots(config: Config, source: Connection) -> list[slot.Slot]:
-    """The shared slot and those of the configured targets' lanes, as far as they exist."""
-    ours = {config.source.slot} | {f"{config.source.slot}{slot.LANE_SEPARATOR}{name}" for name in config.targets}
+    """The shared slot, those of the configured targets' lanes and of their loads, as far as they exist."""
+    ours = {config.source.slot}.union(*(_slots_of(config, name) for name in config.targets))
     slots = await slot.read_slots(source, config.source.slot)
     database = source.info.dbname
     return [
         found for found in slots if found.name in ours and found.plugin == slot.PLUGIN and found.database == database
     ]
+
+
+def _slots_of(config: Config, target: str) -> set[str]:
+    """The slots that one target has to itself."""
+    shared = config.source.slot
+    return {slot.lane_slot(shared, target), slot.load_slot(shared, target)}
 
 
 def _refuse_slots_in_use(slots: Sequence[slot.Slot]) -> None:
@@ -207,6 +215,7 @@ async def _tear_down_target(config: Config, session: Session, name: str, say: Sa
         say(f"{name}: nothing of pipeline {config.pipeline} was there")
         return
     tables = sorted({quote_qualified(t.target_schema, t.target_table) for t in await _tables(config, session)})
+    await _drop_beside(config, session, name, say)
     if await position.forget(session, config.pipeline):
         await migrations.remove(session)
         say(f"{name}: the schema cdc is removed; the tables and their rows stay")
@@ -214,6 +223,23 @@ async def _tear_down_target(config: Config, session: Session, name: str, say: Sa
         say(f"{name}: the position is removed; the schema cdc stays, another pipeline uses it")
     if tables:
         say(f"{name}: before it can be loaded again: TRUNCATE {', '.join(tables)};")
+
+
+async def _drop_beside(config: Config, session: Session, name: str, say: Say) -> None:
+    """Tables that are being loaded beside others: `cdc` made them, and nobody reads them."""
+    if await migrations.pending(session):
+        return
+    states = await table_state.read(session, generation_key(config.pipeline))
+    beside = [state for state in states if state.created_by_cdc]
+    with target_errors("dropping what was loaded beside", session.where):
+        async with session.connection.transaction():
+            for state in beside:
+                table = quote_qualified(state.target_schema, state.target_table)
+                await session.connection.execute(f"DROP TABLE IF EXISTS {table}")
+                say(f"{name}: {table}, which was being loaded beside, is dropped")
+            for schema in sorted({state.target_schema for state in beside}):
+                if await session.connection.fetchval(statements.load("target", "schema_holds_nothing"), quote(schema)):
+                    await session.connection.execute(f"DROP SCHEMA {quote(schema)}")
 
 
 async def _tables(config: Config, session: Session) -> list[table_state.TableState]:

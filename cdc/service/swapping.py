@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cdc.bootstrap import tables
-from cdc.bootstrap.aims import BESIDE_SUFFIX, Aim
+from cdc.bootstrap.aims import Aim
 from cdc.bootstrap.run import LoadLane, Run
 from cdc.bootstrap.start import free_slot
 from cdc.bootstrap.targets import Loading, application_name, look, take
@@ -28,7 +28,7 @@ from cdc.service.load_stream import LoadStream
 from cdc.source.catalog import read_tables
 from cdc.source.connection import connect
 from cdc.source.definitions import read_definitions
-from cdc.source.slot import LANE_SEPARATOR, drop_slot, read_slots
+from cdc.source.slot import drop_slot, load_slot, read_slots
 from cdc.target import missing_indexes, position, table_state
 from cdc.target.dependents import obstacles, refusal
 from cdc.target.generation import generation_key
@@ -80,7 +80,7 @@ async def swap_in(run: Run, lane: LoadLane, stream: LoadStream, name: str) -> No
         assert reached is not None  # it has been streaming
         return reached
 
-    is_attached = lane.slot.endswith(BESIDE_SUFFIX)
+    is_attached = lane.slot == load_slot(config.source.slot, name)
     # The swap's transaction is open while the lane ends and the run takes the generation: on another session.
     swapping = await connect_target(loading.access.dsn, application_name=run.application_name, target=name)
     try:
@@ -129,7 +129,7 @@ async def swapped_before(config: Config, targets: Sequence[str]) -> list[str]:
         slots = {slot.name for slot in await read_slots(connection, config.source.slot)}
     found = []
     for target in targets:
-        if f"{config.source.slot}{LANE_SEPARATOR}{target}{BESIDE_SUFFIX}" not in slots:
+        if load_slot(config.source.slot, target) not in slots:
             continue
         dsn = for_asyncpg(config.targets[target].dsn.get_secret_value())
         session = await connect_target(dsn, application_name=name, target=target)
@@ -145,7 +145,7 @@ async def tidy(config: Config, targets: Sequence[str]) -> None:
     """Drop the slots of loads whose swap is done, which a run that was killed right afterwards left behind."""
     dsn = config.source.dsn.get_secret_value()
     async with await connect(dsn, application_name=application_name(config)) as connection:
-        left = {f"{config.source.slot}{LANE_SEPARATOR}{name}{BESIDE_SUFFIX}" for name in targets}
+        left = {load_slot(config.source.slot, name) for name in targets}
         for slot in await read_slots(connection, config.source.slot):
             if slot.name in left and not slot.active:
                 await drop_slot(connection, slot.name)

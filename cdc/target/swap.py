@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import asyncpg
 import tenacity
 
+from cdc import statements
 from cdc.errors import CdcError, TargetUnavailable
 from cdc.identifiers import quote, quote_qualified
 from cdc.lsn import Lsn
@@ -250,16 +251,10 @@ class _Attempt:
     async def _drop_empty(self, schemas: set[str]) -> None:
         """The new tables' schemas go, unless somebody keeps something in one: that is not ours."""
         for schema in sorted(schemas):
-            is_used = await self.session.connection.fetchval(
-                "SELECT EXISTS (SELECT FROM pg_catalog.pg_depend d"
-                " WHERE d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.deptype = 'n'"
-                " AND d.refobjid = pg_catalog.to_regnamespace($1))",
-                quote(schema),
-            )
-            if is_used:
-                self.say(f"{self.session.where}: schema {schema} stays, because something else is in it")
-            else:
+            if await self.session.connection.fetchval(statements.load("target", "schema_holds_nothing"), quote(schema)):
                 await self.session.connection.execute(f"DROP SCHEMA {quote(schema)}")
+            else:
+                self.say(f"{self.session.where}: schema {schema} stays, because something else is in it")
 
 
 async def _validate(session: Session, statements_: Sequence[str], say: Say) -> None:

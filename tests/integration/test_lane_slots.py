@@ -15,12 +15,12 @@ from tests.database import Database, unique_name
 
 
 @pytest.fixture
-async def shared(source: Database) -> AsyncIterator[str]:
+def shared(source: Database) -> str:
     """The shared slot, and that of a lane, on a source with a publication of the same name."""
     name = unique_name("slot").replace("-", "_")
     source.create_slot(name)
     source.execute(f"CREATE PUBLICATION {name}")
-    yield name
+    return name
 
 
 @pytest.fixture

@@ -155,7 +155,17 @@ async def test_what_was_never_loaded_is_refused_and_nothing_is_touched(
 
 
 @pytest.mark.parametrize(
-    "words", [["--from", "none", "--again", "public.answers"], ["--from", "live", "--target", "internal"]]
+    "words",
+    [
+        ["--from", "none", "--again", "public.answers"],
+        ["--from", "live", "--anew", "--again", "public.answers"],
+        ["--from", "live", "--again", "public.answers", "--target", "internal", "--target", "internal"],
+        ["--from", "live", "--latest"],
+        ["--from", "live", "--file", "pix.pgsql"],
+        ["--from", "backup", "--latest", "--file", "pix.pgsql"],
+        ["--from", "none", "--anew"],
+        ["--from", "none", "--target", "internal"],
+    ],
 )
 async def test_words_that_do_not_go_together_are_a_usage_error(
     source: Database, make_target: MakeDatabase, words: list[str]
@@ -163,11 +173,12 @@ async def test_words_that_do_not_go_together_are_a_usage_error(
     async with Pipeline(source, {"internal": follow(make_target())}) as pipeline:
         status, printed = await pipeline.cdc("bootstrap", *words)
         assert status == 2
-        assert "--again" in printed
+        assert "Invalid value for --" in printed
 
 
+@pytest.mark.parametrize("way", ["beside", "in place"])
 async def test_a_target_that_needs_a_resync_is_loaded_again_alone_by_what_its_message_says(
-    source: Database, make_target: MakeDatabase
+    source: Database, make_target: MakeDatabase, way: str
 ) -> None:
     source.execute(TABLES)
     good, restored = make_target("good"), make_target("restored")
@@ -191,13 +202,16 @@ async def test_a_target_that_needs_a_resync_is_loaded_again_alone_by_what_its_me
         findings = [one for one in await checkup.check(pipeline.config) if one.stops]
         assert [(one.where, one.subject) for one in findings] == [("restored", "position")], "it is said once"
         sentence = findings[0].message
-        teardown, *rest = commands(sentence)
-        assert teardown == ["teardown", "--target", "restored"]
-        assert rest == [["setup"], ["bootstrap", "--from", "live"]]
-        printed = await run_all(pipeline, f"`cdc {' '.join(teardown)}`")
-        (empty,) = re.findall(r"(TRUNCATE .*;)", printed)
-        restored.execute(empty)
-        assert "restored: 2 tables" in await run_all(pipeline, sentence.split("empty the tables")[1])
+        anew, *in_place = commands(sentence)
+        assert anew == ["bootstrap", "--from", "live", "--anew", "--target", "restored"]
+        assert in_place == [["teardown", "--target", "restored"], ["setup"], ["bootstrap", "--from", "live"]]
+        if way == "beside":
+            assert "restored: 2 tables" in await run_all(pipeline, f"`cdc {' '.join(anew)}`")
+        else:
+            printed = await run_all(pipeline, f"`cdc {' '.join(in_place[0])}`")
+            (empty,) = re.findall(r"(TRUNCATE .*;)", printed)
+            restored.execute(empty)
+            assert "restored: 2 tables" in await run_all(pipeline, sentence.split("empty the tables")[1])
 
         assert loaded_from(good) == before, "the other target is not copied again"
         assert pipeline.confirmed() == confirmed, "the slot stays"

@@ -92,8 +92,8 @@ async def test_a_row_that_sends_all_its_values_moves_to_a_key_that_was_in_use(
     replica = await make_replica(DOCS, ddl, follows=False)
     source.execute(FILL)
     await replica.record()
-    source.execute("DELETE FROM docs WHERE id = 2")
-    source.execute("UPDATE docs SET id = 2, body = 'small' WHERE id = 1")
+    source.execute("DELETE FROM docs WHERE id = 3")
+    source.execute("UPDATE docs SET id = 3, body = 'small' WHERE id = 1")
     await stream_over(replica, batches=100)
 
 
