@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 BIN := .venv/bin
 PROCESSES ?= 2
 
-.PHONY: setup demo test lint types bench test-matrix pins clean
+.PHONY: setup demo test lint types bench bench-bootstrap test-matrix pins clean
 
 setup: .venv/ready ## a virtual environment with cdc, its servers and its tools
 
@@ -29,6 +29,9 @@ types: setup ## mypy --strict
 
 bench: setup ## cdc beside PostgreSQL's own subscription, on the same servers
 	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-bootstrap: setup ## the initial load beside pg_dump and pg_restore, pgcopydb, and a subscription's copy
+	$(BIN)/python -m tests.bench_bootstrap $(ARGS)
 
 test-matrix: setup ## the tests on other servers: make test-matrix SERVERS="/usr/lib/postgresql/15/bin …"
 	for bin in $(SERVERS); do CDC_TEST_PG_BIN=$$bin $(BIN)/pytest --quiet -n $(PROCESSES) $(ARGS) || exit 1; done

@@ -10,7 +10,8 @@ streams where it can, until the two are swapped.
 The slot must keep, from before the rows are read, what the target has to get afterwards. The shared slot serves where
 nobody relies on it yet. Otherwise a target that is in the shared lane keeps its place there, and its second generation
 gets ``<slot>__<target>__new``, which is gone after the swap; and a target that is not in the shared lane gets
-``<slot>__<target>``: the slot of a lane of its own, from which the worker takes it back.
+``<slot>__<target>``: the slot of a lane of its own, from which the worker takes it back. Some tables alone are always
+loaded over ``<slot>__<target>__new``: whatever lane the target has, it goes on.
 """
 
 from __future__ import annotations
@@ -103,8 +104,10 @@ def choose(
         is_beside = wanted is not None or is_begun or (one.was_loaded and anew)
         if is_beside and one.beside is not None and one.beside.only_tables != wanted:
             raise _other_load(name, one.beside.only_tables)
-        if one.problem is not None and not is_beside:
+        if one.problem is not None and (wanted is not None or not is_beside):
             raise one.problem
+        if wanted is not None and not one.was_loaded:
+            raise SetupError(f"target {name} was never loaded, so no table of it can be loaded beside the others")
         if is_beside and not one.config.follows:
             raise SetupError(
                 f'target {name}: its tables belong to somebody else (schema = "owned"), so nothing can be loaded '
@@ -112,7 +115,10 @@ def choose(
             )
         key = generation_key(pipeline) if is_beside else pipeline
         routes = TargetRoutes(one.config, is_beside, wanted)
-        slot = _slot(name, one, is_beside, shared_slot, shared, slots)
+        if wanted is not None:
+            slot = load_slot(shared_slot, name)
+        else:
+            slot = _slot(name, one, is_beside, shared_slot, shared, slots)
         aims[name] = Aim(name, key, routes, slot)
     return aims
 
@@ -128,10 +134,12 @@ def _slot(
         return own
     if shared is None:
         return shared_name
+    if is_beside and found.is_attached:
+        return beside  # also where it is gone: the shared one is the present tables'
     row = found.beside if is_beside else found.present
     if row is not None and row.position is not None and _reaches(shared, row.position):
         return shared_name  # this generation was begun on the shared slot
-    return beside if is_beside and found.is_attached else own
+    return own
 
 
 def _other_load(target: str, tables: frozenset[str] | None) -> SetupError:

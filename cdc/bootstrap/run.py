@@ -83,7 +83,7 @@ class LoadLane:
 
 @dataclass(slots=True)
 class Run:
-    """One run.
+    """One run, of what ``scope`` asks for.
 
     ``routes`` are those of its targets, to the tables that people read. ``copied`` are the works that it completed,
     ``consistent`` the LSN past which each target is consistent, ``swapped`` the targets whose tables it replaced,
@@ -98,6 +98,7 @@ class Run:
     source: start.SourceState
     records: Records
     warnings: list[str]
+    scope: Scope = Scope()
     begun_at: float = field(default_factory=time.monotonic)
     copied: dict[str, list[Work]] = field(default_factory=dict)
     consistent: dict[str, Lsn] = field(default_factory=dict)
@@ -259,7 +260,7 @@ async def open_run(
         sources = start.replicated(found, wanted, warn)
         await start.require_published(config, connection, tuple(sources.values()), must_be_readable=must_be_empty)
         source = await start.read_source(config, connection, name)
-        sessions, targets = await find_targets(config, names, source, stack)
+        source, sessions, targets = await find_targets(config, names, connection, source, stack)
         aims = choose_aims(
             targets,
             pipeline=config.pipeline,
@@ -293,7 +294,7 @@ async def open_run(
             )
         await record(wished)
     records = await Records.begin(config, loadings, origin, progress=progress, stack=stack)
-    return Run(config, name, progress, tuple(lanes), of_targets, source, records, warnings)
+    return Run(config, name, progress, tuple(lanes), of_targets, source, records, warnings, scope)
 
 
 async def _settle(

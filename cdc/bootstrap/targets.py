@@ -20,6 +20,8 @@ from cdc.bootstrap.start import SourceState
 from cdc.config import Config, TargetConfig, for_asyncpg
 from cdc.errors import ResyncNeeded, SetupError, TargetUnavailable
 from cdc.routing.route import Route
+from cdc.source.clock import read_clock
+from cdc.source.connection import Connection
 from cdc.source.slot import lane_slot
 from cdc.target import position, table_state
 from cdc.target.catalog import read_tables, tables_with_rows
@@ -136,14 +138,16 @@ class Loading:
 
 
 async def find_targets(
-    config: Config, names: Sequence[str], source: SourceState, stack: AsyncExitStack
-) -> tuple[dict[str, Session], dict[str, Found]]:
+    config: Config, names: Sequence[str], connection: Connection, source: SourceState, stack: AsyncExitStack
+) -> tuple[SourceState, dict[str, Session], dict[str, Found]]:
     """Connect to these targets and read what they say of themselves; the connections are closed with ``stack``.
 
-    Nothing is taken. Raises `SetupError` when a target is not set up.
+    Nothing is taken. ``connection`` leads to the source. Returned is also the source, with the end of its WAL as it is
+    afterwards: what a worker streams meanwhile must not seem to be ahead of it. Raises `SetupError` when a target is
+    not set up.
     """
     sessions: dict[str, Session] = {}
-    found: dict[str, Found] = {}
+    states: dict[str, tuple[TargetState, TargetState | None]] = {}
     for name in names:
         settings = config.targets[name]
         dsn = for_asyncpg(settings.dsn.get_secret_value())
@@ -153,9 +157,14 @@ async def find_targets(
         present = None if await pending(session) else await position.read(session, config.pipeline)
         if present is None:
             raise SetupError(f"{session.where} is not set up for pipeline {config.pipeline!r}: run `cdc setup` first")
-        beside = await position.read(session, generation_key(config.pipeline))
-        found[name] = Found(settings, present, beside, _problem(session.where, name, present, source))
-    return sessions, found
+        states[name] = present, await position.read(session, generation_key(config.pipeline))
+    _, wal_position = await read_clock(connection)
+    source = replace(source, system=replace(source.system, wal_position=wal_position))
+    found = {
+        name: Found(config.targets[name], present, beside, _problem(sessions[name].where, name, present, source))
+        for name, (present, beside) in states.items()
+    }
+    return source, sessions, found
 
 
 def _problem(where: str, target: str, present: TargetState, source: SourceState) -> ResyncNeeded | None:

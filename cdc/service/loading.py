@@ -12,12 +12,12 @@ target is ready its row says ``loading``, and a worker leaves it alone.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from cdc.bootstrap import backup, backup_tables, definitions, live
-from cdc.bootstrap.backup import BackupChoice
+from cdc.bootstrap import definitions, live
 from cdc.bootstrap.complete import is_complete
 from cdc.bootstrap.copying import Job
 from cdc.bootstrap.courtesy import Copies
@@ -29,14 +29,16 @@ from cdc.bootstrap.ranges import RANGE_BYTES
 from cdc.bootstrap.run import LoadLane, Run, Scope, open_run
 from cdc.bootstrap.targets import Loading, application_name, look
 from cdc.config import Config
-from cdc.errors import CdcError
+from cdc.errors import CdcError, TerminalError
 from cdc.routing.router import build_all_routes
 from cdc.service import provision, swapping
 from cdc.service.load_stream import LoadStream
-from cdc.service.notifications import notify
 from cdc.source.catalog import read_tables
 from cdc.source.connection import connect
 from cdc.target import backup_load
+
+if TYPE_CHECKING:
+    from cdc.bootstrap.backup import BackupChoice
 
 
 async def bootstrap(
@@ -53,9 +55,8 @@ async def bootstrap(
 
     Where nothing is left to load it returns at once, also while a worker runs. ``jobs`` ranges or tables are copied at
     the same time (as configured unless given), ranges of about ``range_bytes``; rows of the live source no faster than
-    ``max_rows_per_second``, all jobs together. When it returns every target of the run
-    is ready for `cdc run`: all of its tables are exactly consistent past their recorded LSN, durable, and joined to
-    the stream.
+    ``max_rows_per_second``, all jobs together. When it returns every target of the run is ready for `cdc run`: all of
+    its tables are exactly consistent past their recorded LSN, durable, and joined to the stream.
 
     Raises `SetupError` before ``cdc setup``, for tables with rows that are not ours, for tables that cannot be written,
     and for a backup that cannot serve; `SlotInUse` while a worker needs the slot; `ResyncNeeded` when slot and targets
@@ -66,15 +67,15 @@ async def bootstrap(
     if from_backup is not None:
         await provision.setup(config, progress.say)
     finished = Summary({})
-    if scope.anew and (done := await swapping.swapped_before(config, scope.names(config))):
+    if (scope.anew or scope.only) and (done := await swapping.swapped_before(config, scope)):
         progress.say(f"the new tables of {', '.join(done)} are in place already: what comes after that is finished")
-        finished = await _finish(config, done, progress)
+        finished = await _finish(config, done, progress, scope)
         scope = replace(scope, targets=tuple(name for name in scope.names(config) if name not in done))
         if not scope.targets:
             return finished
     if not (scope.again or scope.anew or scope.only) and await is_complete(config, scope.names(config)):
         progress.say("every target holds every table already: there is nothing to load")
-        return await _finish(config, scope.names(config), progress)
+        return await _finish(config, scope.names(config), progress, scope)
     origin = "resync" if scope.only else "live" if from_backup is None else "backup"
     async with AsyncExitStack() as stack:
         run = await open_run(config, progress, stack, origin=origin, scope=scope, must_be_empty=True)
@@ -90,26 +91,35 @@ async def bootstrap(
                     await load.from_backup(from_backup)
         except CdcError as error:
             await run.records.abandon(str(error))
-            await _notify(run, "failed")
+            if not scope.only:
+                await _notify(run, "failed")
             raise
         await run.records.end("done")
-        await _notify(run, "done")
+        if not scope.only:
+            await _notify(run, "done")
         return run.summary()
 
 
-def rebuild_with(
-    config: Config, progress: Progress, *, max_rows_per_second: int | None = None
-) -> Callable[[str, str], Awaitable[None]]:
+def rebuild_with(config: Config, progress: Progress, *, max_rows_per_second: int | None = None) -> Rebuild:
     """How `cdc resync` builds a table of a target beside the others and swaps it in (`cdc.service.resync`)."""
 
-    async def rebuild(target: str, table: str) -> None:
+    async def rebuild(target: str, table: str, count: Callable[[int], None]) -> None:
         scope = Scope(targets=(target,), only={target: frozenset((table,))})
-        await bootstrap(config, scope=scope, progress=progress, max_rows_per_second=max_rows_per_second)
+        counted = CountedRows(progress, count)
+        try:
+            summary = await bootstrap(
+                config, scope=scope, progress=counted, max_rows_per_second=max_rows_per_second
+            )
+        except TerminalError:
+            await swapping.forget_unbegun(config, target)
+            raise
+        for warning in summary.warnings:
+            progress.say(f"warning: {warning}")
 
     return rebuild
 
 
-async def _finish(config: Config, names: Sequence[str], progress: Progress) -> Summary:
+async def _finish(config: Config, names: Sequence[str], progress: Progress, scope: Scope) -> Summary:
     """What a run left undone that was killed when its targets were ready: it needs neither a slot nor the fences."""
     await swapping.tidy(config, names)
     application = application_name(config)
@@ -123,13 +133,16 @@ async def _finish(config: Config, names: Sequence[str], progress: Progress) -> S
         for name in names:
             loading = await look(config, swapping.present_aim(config, name), routes[name])
             stack.push_async_callback(loading.close)
-            targets[name] = definitions.BuildTarget(loading.access, loading.config, loading.routes, loading.states)
+            states = swapping.only(scope, name, loading.states)
+            targets[name] = definitions.BuildTarget(loading.access, loading.config, loading.routes, states)
         job = Job(dsn, application, Copies())
         stack.push_async_callback(job.close)
         warnings = await definitions.build(
             [job], targets, connection, concurrently=True, config=config, say=progress.say
         )
-    return Summary({}, (*warnings, *await enrich_all(config, names, progress.say)))
+    if not scope.only:
+        warnings += await enrich_all(config, names, progress.say)
+    return Summary({}, tuple(warnings))
 
 
 class _Load:
@@ -167,6 +180,9 @@ class _Load:
             await self._enrich(touched)
 
     async def from_backup(self, choice: BackupChoice) -> None:
+        # What talks to the provider takes a third of a second to import, and most commands do not need it.
+        from cdc.bootstrap import backup, backup_tables
+
         run = self._run
         expected = await backup.expect(run)
         if not all(backup_tables.is_restored(loading) for loading in run.loadings.values()):
@@ -186,6 +202,8 @@ class _Load:
 
     async def _copy_what_changed(self, lane: LoadLane) -> None:
         """Tables that the backup cannot be trusted with, and those that stopped in the overlap, are copied live."""
+        from cdc.bootstrap import backup_tables
+
         run = self._run
         for loading in lane.loadings.values():
             changed = await backup_tables.changed(run, loading)
@@ -257,6 +275,8 @@ class _Load:
 
     async def _enrich(self, loadings: Sequence[Loading]) -> None:
         run = self._run
+        if run.scope.only:
+            return  # what the table was enriched with has been carried over
         for loading in loadings:
             run.warnings += await enrich(
                 run.config,
@@ -269,5 +289,10 @@ class _Load:
 
 
 async def _notify(run: Run, outcome: str) -> None:
+    if not run.config.notifications:
+        return
+    from cdc.service.notifications import notify
+from cdc.service.resync import CountedRows, Rebuild
+
     for name in run.routes:
         await notify(run.config, {"target": name, "event": "bootstrap", "outcome": outcome})

@@ -12,12 +12,13 @@ tables go on being streamed over the slot that they were loaded with, first by t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from cdc.bootstrap import tables
 from cdc.bootstrap.aims import Aim
-from cdc.bootstrap.run import LoadLane, Run
+from cdc.bootstrap.run import LoadLane, Run, Scope
 from cdc.bootstrap.start import free_slot
 from cdc.bootstrap.targets import Loading, application_name, look, take
 from cdc.config import Config, for_asyncpg
@@ -32,9 +33,12 @@ from cdc.source.slot import drop_slot, load_slot, read_slots
 from cdc.target import missing_indexes, position, table_state
 from cdc.target.dependents import obstacles, refusal
 from cdc.target.generation import generation_key
+from cdc.target.migrations import pending
+from cdc.target.resync_request import read_open
 from cdc.target.session import Session
 from cdc.target.session import connect as connect_target
 from cdc.target.swap import TableSwap, swap
+from cdc.target.table_state import TableState
 
 
 async def refuse_obstacles(run: Run, loading: Loading) -> None:
@@ -104,14 +108,27 @@ async def swap_in(run: Run, lane: LoadLane, stream: LoadStream, name: str) -> No
             await free_slot(connection, lane.slot)
             await drop_slot(connection, lane.slot)
     else:
-        lane.loadings[name] = await take(
-            config, replace(present_aim(config, name), slot=lane.slot), session, run.routes[name]
-        )
+        aim = replace(present_aim(config, name), slot=lane.slot)
+        present = await take(config, aim, await loading.ready(), run.routes[name])
+        # The same object, because it is what closes the session when the run is over.
+        loading.aim, loading.access, loading.ownership = present.aim, present.access, present.ownership
+        loading.routes, loading.states = present.routes, present.states
 
 
 async def present_of(run: Run, name: str) -> Loading:
-    """A target whose tables have been swapped, as its readers see it; nothing is taken."""
-    return await look(run.config, present_aim(run.config, name), run.routes[name])
+    """A target whose tables have been swapped, as its readers see it; nothing is taken.
+
+    Where some tables were, it knows the state of these alone, so that nothing is built on others.
+    """
+    loading = await look(run.config, present_aim(run.config, name), run.routes[name])
+    loading.states = only(run.scope, name, loading.states)
+    return loading
+
+
+def only(scope: Scope, target: str, states: Mapping[str, TableState]) -> Mapping[str, TableState]:
+    """The states of the tables that a run is to load."""
+    wanted = None if scope.only is None else scope.only[target]
+    return {table: state for table, state in states.items() if wanted is None or table in wanted}
 
 
 def present_aim(config: Config, name: str) -> Aim:
@@ -119,25 +136,26 @@ def present_aim(config: Config, name: str) -> Aim:
     return Aim(name, config.pipeline, TargetRoutes(config.targets[name]), config.source.slot)
 
 
-async def swapped_before(config: Config, targets: Sequence[str]) -> list[str]:
+async def swapped_before(config: Config, scope: Scope) -> list[str]:
     """The targets whose new tables were put in place by a run that was killed right afterwards.
 
-    The slot of such a load is still there, and its generation is not: that ended with the swap's transaction.
+    A load of some tables answers the requests for them in its swap's transaction. Of any other the slot is still there,
+    and its generation is not: that ended with the swap's transaction.
     """
     name = application_name(config)
     async with await connect(config.source.dsn.get_secret_value(), application_name=name) as connection:
         slots = {slot.name for slot in await read_slots(connection, config.source.slot)}
     found = []
-    for target in targets:
-        if load_slot(config.source.slot, target) not in slots:
+    for target in scope.names(config):
+        wanted = None if scope.only is None else scope.only[target]
+        if wanted is None and load_slot(config.source.slot, target) not in slots:
             continue
-        dsn = for_asyncpg(config.targets[target].dsn.get_secret_value())
-        session = await connect_target(dsn, application_name=name, target=target)
-        try:
-            if await position.read(session, generation_key(config.pipeline)) is None:
+        async with _session(config, target) as session:
+            requests = [] if await pending(session) else await read_open(session, config.pipeline)
+            swapped = {request.table for request in requests if request.is_swapped}
+            is_done = not swapped if wanted is None else wanted <= swapped
+            if is_done and await position.read(session, generation_key(config.pipeline)) is None:
                 found.append(target)
-        finally:
-            await session.close()
     return found
 
 
@@ -145,10 +163,37 @@ async def tidy(config: Config, targets: Sequence[str]) -> None:
     """Drop the slots of loads whose swap is done, which a run that was killed right afterwards left behind."""
     dsn = config.source.dsn.get_secret_value()
     async with await connect(dsn, application_name=application_name(config)) as connection:
-        left = {load_slot(config.source.slot, name) for name in targets}
-        for slot in await read_slots(connection, config.source.slot):
-            if slot.name in left and not slot.active:
+        slots = {slot.name: slot for slot in await read_slots(connection, config.source.slot)}
+        for target in targets:
+            slot = slots.get(load_slot(config.source.slot, target))
+            if slot is not None and not slot.active and not await _is_beside(config, target):
                 await drop_slot(connection, slot.name)
+
+
+async def forget_unbegun(config: Config, target: str) -> None:
+    """Forget a load of some tables that was refused before it began, so that it is not in the way of another one."""
+    dsn = config.source.dsn.get_secret_value()
+    async with await connect(dsn, application_name=application_name(config)) as connection:
+        slots = {slot.name for slot in await read_slots(connection, config.source.slot)}
+    if load_slot(config.source.slot, target) not in slots:
+        async with _session(config, target) as session:
+            await position.forget_unbegun(session, generation_key(config.pipeline))
+
+
+async def _is_beside(config: Config, target: str) -> bool:
+    """Whether anything is being loaded beside the target's tables."""
+    async with _session(config, target) as session:
+        return await position.read(session, generation_key(config.pipeline)) is not None
+
+
+@asynccontextmanager
+async def _session(config: Config, target: str) -> AsyncIterator[Session]:
+    dsn = for_asyncpg(config.targets[target].dsn.get_secret_value())
+    session = await connect_target(dsn, application_name=application_name(config), target=target)
+    try:
+        yield session
+    finally:
+        await session.close()
 
 
 async def _swaps(config: Config, loading: Loading, session: Session) -> list[TableSwap]:

@@ -103,6 +103,14 @@ async def register(session: Session, pipeline: str, target: str, *, only_tables:
         )
 
 
+async def forget_unbegun(session: Session, pipeline: str) -> None:
+    """Remove the row of a generation of some tables that has no position yet: nothing of it was loaded."""
+    with target_errors("forgetting a load that did not begin", session.where):
+        await session.connection.execute(
+            "DELETE FROM cdc.target WHERE pipeline = $1 AND position IS NULL AND only_tables IS NOT NULL", pipeline
+        )
+
+
 async def read(session: Session, pipeline: str) -> TargetState | None:
     """The row of a pipeline, or `None` before setup."""
     with target_errors("reading the position", session.where):

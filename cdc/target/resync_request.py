@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from cdc import statements
 from cdc.lsn import Lsn
@@ -46,6 +47,7 @@ class Request:
     sweep_after: int
     consistent_from: Lsn | None
     run: int | None
+    asked_at: datetime
 
     @property
     def table(self) -> str:
@@ -56,6 +58,11 @@ class Request:
     def source(self) -> TableName:
         """Schema and name at the source."""
         return self.source_schema, self.source_table
+
+    @property
+    def is_swapped(self) -> bool:
+        """Whether it was built beside, and stands in the table's place already."""
+        return self.state == SHADOW and self.consistent_from is not None
 
     @property
     def is_over(self) -> bool:
@@ -92,6 +99,29 @@ async def next_open(session: Session, pipeline: str, states: Sequence[str]) -> R
             list(states),
         )
     return None if row is None else _request(row)
+
+
+async def read_open(session: Session, pipeline: str) -> list[Request]:
+    """The requests that are not over, in the order in which they were made."""
+    with target_errors("reading requests", session.where):
+        rows = await session.connection.fetch(
+            f"{_SELECT} WHERE pipeline = $1 AND finished_at IS NULL ORDER BY request", pipeline
+        )
+    return [_request(row) for row in rows]
+
+
+async def claim_building(session: Session, pipeline: str) -> bool:
+    """Become the one who builds tables of this target beside others, as long as the session lasts.
+
+    False while somebody else is that. It only spares two commands from taking the target from each other again and
+    again; what keeps a load right is its fence.
+    """
+    with target_errors("claiming a load", session.where):
+        return bool(
+            await session.connection.fetchval(
+                "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('cdc resync ' || $1, 0))", pipeline
+            )
+        )
 
 
 async def record(session: Session, request: int, **values: object) -> None:
@@ -181,7 +211,7 @@ _CASTS = {"consistent_from": "::text::pg_lsn"}
 _SELECT = (
     "SELECT request, source_schema, source_table, state, way, reason, mend, says, max_rows_per_second, source_oid,"
     " near_xid, key_form,"
-    " chunk_count, row_count, estimated_rows, sweep_after, consistent_from::text, run FROM cdc.resync"
+    " chunk_count, row_count, estimated_rows, sweep_after, consistent_from::text, run, asked_at FROM cdc.resync"
 )
 
 

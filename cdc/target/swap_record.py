@@ -100,6 +100,7 @@ async def record(connection: asyncpg.Connection, pipeline: str, swaps: Sequence[
     )
     if state is None:
         await connection.execute("UPDATE cdc.target SET fence = fence + 1 WHERE pipeline = $1", pipeline)
+        await connection.execute(statements.load("target", "swap_answer_resync"), pipeline, key, schemas, names)
     else:
         await connection.execute(statements.load("target", "swap_advance_whole"), pipeline, key, state)
         await connection.execute("DELETE FROM cdc.backup_load WHERE pipeline = $1", pipeline)

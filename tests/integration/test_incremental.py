@@ -91,6 +91,21 @@ async def test_a_table_from_a_backup_s_run_is_copied_live_and_none_is_left_out(
         assert rows(internal, "others") == rows(source, "others")
 
 
+async def test_a_table_that_stops_while_a_backup_is_joined_to_the_stream_is_not_emptied(
+    source: Database, make_target: MakeDatabase, scalingo: StandIn, tmp_path: Path
+) -> None:
+    internal = make_target()
+    fill(source, internal)
+    scalingo.add_database(source.dsn)
+    steps = Steps({"catch-up": lambda: source.execute("INSERT INTO answers VALUES (%s, 'reused', 0, '')", DELETED)})
+    async with Pipeline(source, {"internal": follow(internal)}) as pipeline:
+        modes(pipeline, modes={"answers": "incremental"}, **bootstrap_settings(scalingo), directory=str(tmp_path))
+        await bootstrap(pipeline, from_backup=BackupChoice(), progress=steps)
+        assert states(internal)["public.answers"][0] == "stopped"
+        assert kept(internal) == [(STALE, "stale", -1), (DELETED, "deleted at the source", 0)]
+        assert rows(internal, "others") == rows(source, "others")
+
+
 _RUN_AND_DIE = """
 import asyncio, os, signal, sys
 from cdc.service import loading

@@ -102,6 +102,11 @@ def test_what_the_target_has_none_of_is_not_narrowed_down() -> None:
     assert (copied, compared) == ([KeyRange(0, 1)], [KeyRange(1, 2)])
 
 
+def test_what_cannot_be_cut_is_copied_whole() -> None:
+    many, fewer = Digest(COPIED_AT_ONCE + 2, "0", "0"), Digest(COPIED_AT_ONCE + 1, "0", "0")
+    assert differing(KeyRange(None, 5), {0: many}, {0: fewer}) == ([KeyRange(None, 5)], [])
+
+
 def test_what_only_the_target_has_is_left_alone() -> None:
     assert differing(KeyRange(0, PARTS), {}, {0: Digest(1, "0", "0")}) == ([], [])
 
