@@ -155,7 +155,14 @@ class TargetUnavailable(TransientError):
 
 
 class TargetLoading(TransientError):
-    """A bootstrap is loading the target: nobody else may take it until that is done."""
+    """A bootstrap is loading the target: nobody else may take it until that is done.
+
+    ``needs_nothing`` says that it has no position yet, so that it needs nothing of any slot.
+    """
+
+    def __init__(self, message: str, *, needs_nothing: bool = False) -> None:
+        super().__init__(message)
+        self.needs_nothing = needs_nothing
 
 
 class FenceLost(TransientError):

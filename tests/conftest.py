@@ -25,6 +25,7 @@ from typing import Protocol
 
 import psycopg
 import pytest
+import structlog
 
 from cdc.bootstrap.programs import embedded_binaries
 from cdc.demo.postgres import BINARIES_VARIABLE, Cluster
@@ -77,6 +78,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="installed" if os.environ.get(BINARIES_VARIABLE) else "embedded",
         help="where the servers of the tests come from",
     )
+
+
+@pytest.fixture(autouse=True)
+def _logs_go_where_the_test_looks() -> Iterator[None]:
+    """A command that a test runs in this process sets logs up for the standard error of that test, closed afterwards."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ loaded over ``<slot>__<target>__new``: whatever lane the target has, it goes on.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ from cdc.routing.target_routes import TargetRoutes
 from cdc.source.slot import Slot, lane_slot, load_slot
 from cdc.target.generation import generation_key
 from cdc.target.position import TargetState
+from cdc.target.remedies import resync_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ def _other_load(target: str, tables: frozenset[str] | None) -> SetupError:
             f"`cdc bootstrap --from live --target {target}` (or --from backup, as it was begun)"
         )
     names = ", ".join(sorted(tables))
-    again = f"cdc resync {shlex.quote(min(tables))} --target {target}"
+    again = resync_command(min(tables), target)
     return SetupError(
         f"target {target}: {names} is being built beside the others, or that was interrupted. Finish that first: "
         f"`{again}`"

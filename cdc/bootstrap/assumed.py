@@ -39,6 +39,17 @@ async def bootstrap(config: Config, *, progress: Progress | None = None) -> Summ
 
 
 def _refuse_half_copied(run: Run) -> None:
+    restored = [
+        f"{state.target_name} of target {loading.name}"
+        for loading in run.loadings.values()
+        for state in loading.states.values()
+        if state.is_overlap
+    ]
+    if restored:
+        raise SetupError(
+            f"a bootstrap from a backup was interrupted, and these tables are not joined to the stream yet: "
+            f"{', '.join(restored)}. Run `cdc bootstrap --from backup`, which goes on with them"
+        )
     half_copied = [
         f"{load.name} of target {loading.name}"
         for loading in run.loadings.values()

@@ -26,9 +26,10 @@ from cdc.bootstrap.archive.rows import Archive, open_archive
 from cdc.bootstrap.archive.toc import read_toc
 from cdc.bootstrap.backups import Backup, Backups, open_backups
 from cdc.bootstrap.copying import hold_fence
-from cdc.bootstrap.download import download
+from cdc.bootstrap.download import archive_file, download
 from cdc.bootstrap.run import LoadLane, Run
 from cdc.bootstrap.targets import Loading
+from cdc.config import Config
 from cdc.errors import SetupError
 from cdc.source import heartbeat
 from cdc.source.clock import read_clock
@@ -48,6 +49,39 @@ class BackupChoice:
     newest: bool = False
 
 
+async def look_ahead(config: Config, choice: BackupChoice) -> None:
+    """Refuse, before anything is made anywhere, what would only be found when a backup has been waited for.
+
+    Raises `SetupError` without a ``pg_restore``, a file, an application, or a database that has backups;
+    `ConfigurationError` for settings that are missing.
+    """
+    await asyncio.to_thread(find_pg_restore, config.bootstrap.pg_restore)
+    if choice.file is None:
+        async with open_backups(config.bootstrap):
+            return
+    if not await asyncio.to_thread(choice.file.is_file):
+        raise SetupError(f"--file: there is no file {choice.file}")
+
+
+async def remove_archives(run: Run, choice: BackupChoice) -> None:
+    """Remove what was downloaded or unpacked: it holds every row, also what no target may have.
+
+    A file of the operator's own stays.
+    """
+    directory = _directory(run.config)
+    for loading in run.loadings.values():
+        known = await backup_load.read(await loading.ready(), loading.aim.key)
+        if known is None or known.backup is None:
+            continue
+        file = archive_file(directory, known.backup) if choice.file is None else Path(known.backup)
+        if file != choice.file and file.parent == directory:
+            await asyncio.to_thread(file.unlink, missing_ok=True)
+
+
+def _directory(config: Config) -> Path:
+    return config.bootstrap.directory or Path(tempfile.gettempdir())
+
+
 async def expect(run: Run) -> dict[str, BackupLoad]:
     """Create the slots that are missing, wait for the lower end, commit the first heartbeat; by target.
 
@@ -61,6 +95,8 @@ async def expect(run: Run) -> dict[str, BackupLoad]:
     waiting: list[tuple[LoadLane, Loading]] = []
     for lane in run.lanes:
         for name, loading in lane.loadings.items():
+            if not loading.is_being_loaded:
+                continue
             known = await backup_load.read(await loading.ready(), loading.aim.key)
             if known is None or known.slot != lane.slot:
                 waiting.append((lane, loading))
@@ -104,11 +140,11 @@ async def obtain(run: Run, choice: BackupChoice, expected: Mapping[str, BackupLo
     cannot serve; the next run then takes another one.
     """
     settings = run.config.bootstrap
-    await asyncio.to_thread(find_pg_restore, settings.pg_restore)  # rather now than after a backup of hours
-    directory = settings.directory or Path(tempfile.gettempdir())
+    directory = _directory(run.config)
+    await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
     if choice.file is not None:
         path = await local_archive(choice.file, directory)
-        await _record(run, str(choice.file))
+        identity = str(path)
     else:
         async with open_backups(settings) as backups:
             async with run.records.step("backup"):
@@ -116,6 +152,7 @@ async def obtain(run: Run, choice: BackupChoice, expected: Mapping[str, BackupLo
             async with run.records.step("download") as step:
                 path = await download(backups, backup, directory=directory, progress=run.progress)
                 step.size = path.stat().st_size
+        identity = backup.id
     try:
         await asyncio.to_thread(read_toc, path)
     except SetupError:  # damaged; one that is only too new for this pg_restore is kept
@@ -123,23 +160,30 @@ async def obtain(run: Run, choice: BackupChoice, expected: Mapping[str, BackupLo
         raise
     archive = await asyncio.to_thread(open_archive, path, settings.pg_restore)
     found = (await read_heartbeats(archive)).get(run.config.pipeline)
-    problem = refusal(found, run, expected)
+    problem = refusal(found, run, expected, is_local=choice.file is not None)
     if problem is not None:
         await _discard(run, choice, path, expected)
         raise SetupError(f"the backup {choice.file or path.name} cannot be used: {problem}")
     assert found is not None
-    await _record(run, str(choice.file or path.stem), found.count)
+    await _record(run, identity, found.count)
     return archive
 
 
-def refusal(found: BackupHeartbeat | None, run: Run, expected: Mapping[str, BackupLoad]) -> str | None:
+def refusal(
+    found: BackupHeartbeat | None, run: Run, expected: Mapping[str, BackupLoad], *, is_local: bool = False
+) -> str | None:
     """Why a backup that holds this heartbeat cannot be joined to the slots, in a sentence; `None` when it can."""
+    remedy = (
+        "The stream is set up now: make the dump now (`pg_dump -Fc`), and run the same command again"
+        if is_local
+        else "Take one that begins now: `cdc bootstrap --from backup`"
+    )
     needed = max(load.first_heartbeat for load in expected.values())
     ours = run.source
     if found is None:
         return (
             "it holds no heartbeat of this pipeline, so it is older than the slot, or of another database, or "
-            "cdc.heartbeat was excluded from it. Take one that begins now: `cdc bootstrap --from backup`"
+            f"cdc.heartbeat was excluded from it. {remedy}"
         )
     if found.system_identifier != ours.system.system_identifier:
         return (
@@ -151,8 +195,7 @@ def refusal(found: BackupHeartbeat | None, run: Run, expected: Mapping[str, Back
     if found.count < needed:
         return (
             f"it is older than the slot: the last heartbeat in it is number {found.count}, and it has to hold number "
-            f"{needed} or a later one. If it was taken on a standby, that is behind. Take one that begins now: "
-            f"`cdc bootstrap --from backup`"
+            f"{needed} or a later one. If it was taken on a standby, that is behind. {remedy}"
         )
     return None
 
@@ -197,8 +240,9 @@ async def _forget_backup(run: Run, expected: Mapping[str, BackupLoad]) -> None:
     """The next run takes one that begins later than now: a clock may have made this one look younger than it is."""
     async with await run.connect() as connection:
         now, _ = await read_clock(connection)
-    for name, loading in run.loadings.items():
-        await backup_load.record(await loading.ready(), loading.aim.key, replace(expected[name], asked_at=now))
+    for name, load in expected.items():
+        loading = run.loadings[name]
+        await backup_load.record(await loading.ready(), loading.aim.key, replace(load, asked_at=now))
 
 
 async def _record(run: Run, backup: str | None, found: int | None = None) -> None:

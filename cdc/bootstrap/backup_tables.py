@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cdc.bootstrap import restoring, tables
 from cdc.bootstrap.archive.rows import Archive
-from cdc.bootstrap.copying import Job, hold_fence
+from cdc.bootstrap.copying import Job
 from cdc.bootstrap.plan import Load
 from cdc.bootstrap.restoring import TableRestore
 from cdc.bootstrap.rounds import in_parallel
@@ -26,7 +26,7 @@ from cdc.target import position
 from cdc.target.backup_load import read as read_backup_load
 from cdc.target.catalog import read_table, read_tables
 from cdc.target.session import target_errors
-from cdc.target.table_state import TableState, mark_copying
+from cdc.target.table_state import TableState
 
 HEARTBEATS_TO_CUT_OVER = 2
 """How many heartbeats after the last one in the backup the target is exactly consistent. The first of them may have
@@ -44,7 +44,7 @@ class _Item:
 
 
 async def restore_tables(run: Run, archive: Archive, jobs: Sequence[Job]) -> None:
-    """Restore what the routes of all targets allow. Then each target knows the heartbeat of its cut-over.
+    """Restore what the routes of all targets allow.
 
     Tables that cannot be restored are left as they are, and named: they are to be copied live.
     """
@@ -70,23 +70,47 @@ async def restore_tables(run: Run, archive: Archive, jobs: Sequence[Job]) -> Non
     if items:
         async with run.records.step("restore", targets={item.loading.name for item in items}):
             await in_parallel(labour(job) for job in jobs)
+
+
+async def has_to_restore(run: Run) -> bool:
+    """Whether anything of a backup is still to be restored; not where a run was killed right behind the last table."""
+    unrestored = [loading for loading in run.loadings.values() if not is_restored(loading)]
+    if not unrestored:
+        return False
+    sources = await run.read_sources()
+    async with await run.connect() as connection:
+        files = await read_filenodes(connection)
+    for loading in unrestored:
+        recorded = await read_backup_load(await loading.ready(), loading.aim.key)
+        if recorded is None or recorded.heartbeat is None:
+            return True
+        if any(_unrestorable(loading, load, sources, files) is None for load in loading.remaining()):
+            return True
+    return False
+
+
+async def record_cut_overs(run: Run) -> None:
+    """Record in each target that holds all of its backup which heartbeat makes it exactly consistent."""
     for loading in run.loadings.values():
-        if not is_restored(loading):
-            recorded = await read_backup_load(await loading.ready(), loading.aim.key)
-            assert recorded is not None  # `backup.obtain` recorded what it found
-            assert recorded.heartbeat is not None
-            await position.record_cut_over(
-                await loading.ready(),
-                loading.aim.key,
-                loading.access.fence,
-                recorded.heartbeat + HEARTBEATS_TO_CUT_OVER,
-            )
-            await loading.take_again()
+        if is_restored(loading):
+            continue
+        recorded = await read_backup_load(await loading.ready(), loading.aim.key)
+        assert recorded is not None  # `backup.expect` made it
+        assert recorded.heartbeat is not None  # `backup.obtain` recorded what it found
+        await position.record_cut_over(
+            await loading.ready(),
+            loading.aim.key,
+            loading.access.fence,
+            recorded.heartbeat + HEARTBEATS_TO_CUT_OVER,
+        )
+        await loading.take_again()
 
 
 def is_restored(loading: Loading) -> bool:
-    """Whether everything that comes from a backup is in the target."""
-    return loading.ownership.cut_over_heartbeat is not None or loading.ownership.consistent_at is not None
+    """Whether everything that comes from a backup is in the target; one that is ready gets nothing from a backup."""
+    ownership = loading.ownership
+    is_joined = ownership.cut_over_heartbeat is not None or ownership.consistent_at is not None
+    return is_joined or not loading.is_being_loaded
 
 
 async def changed(run: Run, loading: Loading) -> list[tuple[Load, str]]:
@@ -124,18 +148,6 @@ async def changed(run: Run, loading: Loading) -> list[tuple[Load, str]]:
         if reason is not None:
             found.append((load, reason))
     return found
-
-
-async def give_up(loading: Loading, loads: Sequence[Load]) -> None:
-    """Record that these tables have to be copied once more; what they hold is emptied when that begins."""
-    session = await loading.ready()
-    with target_errors("recording tables that are copied again", session.where):
-        async with session.connection.transaction():
-            for load in loads:
-                for route in load.routes:
-                    await mark_copying(session, loading.aim.key, route)
-            await hold_fence(session.connection, loading.access)
-    await loading.read_states()
 
 
 def _moved(state: TableState, now: Filenode | None) -> str | None:

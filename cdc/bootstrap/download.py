@@ -45,6 +45,11 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _READ_BYTES = 1024 * 1024
 
 
+def archive_file(directory: Path, backup: str) -> Path:
+    """Where the archive of a backup (its id) is kept."""
+    return directory / (re.sub(r"[^A-Za-z0-9_-]", "_", backup) + ".pgsql")
+
+
 async def download(backups: Backups, backup: Backup, *, directory: Path, progress: Progress) -> Path:
     """The ``pg_dump`` archive of a backup that is done, as ``<directory>/<id of the backup>.pgsql``, mode 0600.
 
@@ -55,8 +60,8 @@ async def download(backups: Backups, backup: Backup, *, directory: Path, progres
         BackupUnavailable: nothing arrives any more, after as many tries as ``bootstrap.max_retry_count`` allows.
         SetupError: the provider refuses, the archive is none, or the disk is full.
     """
-    name = re.sub(r"[^A-Za-z0-9_-]", "_", backup.id)
-    file, partial = directory / f"{name}.pgsql", directory / f"{name}.part"
+    file = archive_file(directory, backup.id)
+    partial = file.with_suffix(".part")
     if await asyncio.to_thread(file.exists):
         progress.say(f"backup {backup.id} was downloaded before: {file}")
         return file

@@ -17,19 +17,24 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from cdc.bootstrap import definitions, incremental, tables
-from cdc.bootstrap.copying import Job
+from cdc.bootstrap.copying import Job, hold_fence
 from cdc.bootstrap.courtesy import Copies
 from cdc.bootstrap.pace import Pace
+from cdc.bootstrap.plan import Load
 from cdc.bootstrap.rounds import Work, copy_round, first_error, in_parallel, order_by_references
 from cdc.bootstrap.run import LoadLane, Run
 from cdc.bootstrap.targets import Loading
 from cdc.errors import SourceUnavailable
 from cdc.identifiers import quote_qualified
 from cdc.source.snapshot import Snapshot
+from cdc.target import backup_load, position
+from cdc.target.session import target_errors
+from cdc.target.table_state import mark_copying
 
 JOBS = 4
 """Copies at the same time. Two cores are busy with two of them; twice that covers their waits, and takes five
@@ -56,6 +61,34 @@ async def jobs_of(run: Run, count: int, max_rows_per_second: int | None = None) 
                 watch.cancel()
         except BaseExceptionGroup as errors:
             raise first_error(errors) from None
+
+
+async def leave_backup(run: Run, loading: Loading) -> None:
+    """A load that was begun from a backup goes on from the live source: what was not joined by then is not used."""
+    overlapping = {name for name, state in loading.states.items() if state.is_overlap}
+    begun = [load for load in loading.loads if any(route.source_name in overlapping for route in load.routes)]
+    if not loading.is_being_loaded or not (begun or loading.ownership.cut_over_heartbeat is not None):
+        return
+    run.progress.say(
+        f"target {loading.name}: its load was begun from a backup; the tables that were restored ({len(begun)}) are "
+        f"copied from the live source now"
+    )
+    await give_up(loading, begun)
+    await position.forget_cut_over(await loading.ready(), loading.aim.key, loading.access.fence)
+    await backup_load.forget(await loading.ready(), loading.aim.key)
+    await loading.take_again()
+
+
+async def give_up(loading: Loading, loads: Sequence[Load]) -> None:
+    """Record that these tables have to be copied once more; what they hold is emptied when that begins."""
+    session = await loading.ready()
+    with target_errors("recording tables that are copied again", session.where):
+        async with session.connection.transaction():
+            for load in loads:
+                for route in load.routes:
+                    await mark_copying(session, loading.aim.key, route)
+            await hold_fence(session.connection, loading.access)
+    await loading.read_states()
 
 
 async def load_rows(run: Run, lane: LoadLane, jobs: Sequence[Job], range_bytes: int) -> None:
@@ -104,6 +137,8 @@ async def _copy(run: Run, lane: LoadLane, jobs: Sequence[Job], snapshot: Snapsho
         loading = run.loadings[work.access.name]
         if work.lacking is None:
             await tables.complete(loading, job, work, sources, snapshot.consistent_point)
+            seconds = time.monotonic() - (work.begun_at or time.monotonic())
+            await run.records.runs[loading.name].done("copy", work.load.name, seconds, work.rows, work.size)
         else:
             async with run.records.step("copy", work.load.name, targets=[loading.name]) as step:
                 step.rows = await incremental.complete(job, work, sources, snapshot.consistent_point)

@@ -277,7 +277,8 @@ class Summary:
     warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join([*map(str, self.targets.values()), *(f"warning: {warning}" for warning in self.warnings)])
+        # The last line says from where on each target is consistent.
+        return "\n".join([*(f"warning: {warning}" for warning in self.warnings), *map(str, self.targets.values())])
 
 
 def human_bytes(size: float) -> str:

@@ -8,6 +8,7 @@ leaves the round, together with those that wait for it; the next round, with a n
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,8 @@ from cdc.errors import CdcError
 class Work:
     """A load within a round. ``after`` are those that have to be complete before it begins.
 
-    ``lacking``: the table keeps the rows that it has, and gets only those that it lacks (`cdc.bootstrap.incremental`).
+    ``begun_at`` is when its first range began (`time.monotonic`). ``lacking``: the table keeps the rows that it has, and
+    gets only those that it lacks (`cdc.bootstrap.incremental`).
     """
 
     access: TargetAccess
@@ -39,6 +41,7 @@ class Work:
     size: int = 0
     is_complete: bool = False
     has_left: bool = False
+    begun_at: float | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -73,6 +76,7 @@ async def copy_round(
     async def labour(job: Job) -> None:
         while (item := await queue.next()) is not None:
             work, copy, part = item
+            work.begun_at = work.begun_at or time.monotonic()
             try:
                 if work.lacking is None:
                     rows, size = await job.copy(work.access, copy, part, snapshot)

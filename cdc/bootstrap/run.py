@@ -187,13 +187,15 @@ class Run:
     async def record_consistent(self, lane: LoadLane) -> None:
         """Record that LSN in targets that are not ready yet."""
         for name, loading in lane.loadings.items():
-            await position.record_state(
-                await loading.ready(),
-                loading.aim.key,
-                loading.access.fence,
-                "loading",
-                consistent_at=self.consistent[name],
-            )
+            if loading.is_being_loaded:
+                await position.record_state(
+                    await loading.ready(),
+                    loading.aim.key,
+                    loading.access.fence,
+                    "loading",
+                    consistent_at=self.consistent[name],
+                    consistent_time=self.times.get(self.consistent[name]),
+                )
 
     async def set_ready(self, loadings: Collection[Loading] | None = None) -> None:
         """Every target that has been loaded is ready to stream; its tables are all complete."""
@@ -207,6 +209,7 @@ class Run:
                     loading.access.fence,
                     "streaming",
                     consistent_at=self.consistent[loading.name],
+                    consistent_time=self.times.get(self.consistent[loading.name]),
                 )
 
     def summary(self) -> Summary:

@@ -52,6 +52,11 @@ class Loading:
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
+    def is_being_loaded(self) -> bool:
+        """Whether it is not ready yet: one that is and lacks some tables goes on serving its readers."""
+        return self.ownership.state == "loading"
+
+    @property
     def config(self) -> TargetConfig:
         """What the configuration says of the target."""
         return self.aim.routes.config
@@ -249,9 +254,11 @@ async def settle_history(loading: Loading, source: SourceState, say: Callable[[s
     history = source.for_comparison(loading.aim.slot)
     where = loading.session.where
     problem = check_history(where, ownership.history, ownership.position, history, target=loading.name)
-    if problem is None:
+    # What was read of the old timeline may be rows that the new one has never had: a load is not joined across them.
+    is_same_timeline = ownership.history is not None and ownership.history.timeline == source.system.timeline
+    if problem is None and (is_same_timeline or not loading.is_being_loaded):
         return
-    if ownership.state != "loading":
+    if problem is not None and not loading.is_being_loaded:
         raise problem
     say(f"{where}: what an interrupted run loaded cannot be joined to the stream any more, and is loaded again")
     await loading.begin_anew()

@@ -106,8 +106,7 @@ class NotificationConfig(BaseModel):
     model_config = FROZEN
 
     url: HookAddress
-    """Where the POST goes. Whoever knows it can call it, so it is shown without its query, and in logs only as a
-    host."""
+    """Where the POST goes. Whoever knows it can call it, so it is shown as its host only."""
 
     token: SecretStr | None = None
     """Sent as a bearer token."""

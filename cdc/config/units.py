@@ -87,8 +87,8 @@ def _check_hook_address(url: SecretStr) -> SecretStr:
     return url
 
 
-def _without_query(url: SecretStr) -> str:
-    return urlunsplit(urlsplit(url.get_secret_value())._replace(query="", fragment=""))
+def _only_host(url: SecretStr) -> str:
+    return urlunsplit(urlsplit(url.get_secret_value())._replace(path="/…", query="", fragment=""))
 
 
 def _check_schedule(expression: str) -> str:
@@ -112,9 +112,9 @@ HttpAddress = Annotated[str, AfterValidator(_check_api_address)]
 """The address of an HTTP service, without a slash at its end."""
 
 HookAddress = Annotated[
-    SecretStr, AfterValidator(_check_hook_address), PlainSerializer(_without_query, return_type=str)
+    SecretStr, AfterValidator(_check_hook_address), PlainSerializer(_only_host, return_type=str)
 ]
-"""An address that is called as it is written. It is printed and dumped without its query, which may hold a secret."""
+"""An address that is called as it is written. Only its host is printed and dumped: path and query may be a secret."""
 
 Schedule = Annotated[str, AfterValidator(_check_schedule)]
 """A cron expression."""

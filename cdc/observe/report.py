@@ -171,17 +171,19 @@ class Report:
 
 
 def _summary(name: str, steps: Sequence[StepReport]) -> Summary:
+    """Sum steps up. One that spans others, which name their objects, counts only for the time from first to last."""
+    counted = [step for step in steps if step.object is not None] or steps
     ends = [step.finished_at for step in steps if step.finished_at is not None]
     first = min(step.started_at for step in steps)
     elapsed: timedelta | None = max(ends) - first if ends else None
     return Summary(
         name=name,
-        count=len(steps),
-        unfinished=len(steps) - len(ends),
+        count=len(counted),
+        unfinished=sum(step.finished_at is None for step in counted),
         elapsed_s=None if elapsed is None else elapsed.total_seconds(),
-        summed_s=sum(step.seconds or 0.0 for step in steps),
-        rows=_sum(steps, lambda step: step.rows),
-        size_bytes=_sum(steps, lambda step: step.size_bytes),
+        summed_s=sum(step.seconds or 0.0 for step in counted),
+        rows=_sum(counted, lambda step: step.rows),
+        size_bytes=_sum(counted, lambda step: step.size_bytes),
     )
 
 

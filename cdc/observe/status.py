@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cdc.lsn import Lsn
+from cdc.observe.resync_status import ResyncStatus
 
 UNREACHABLE = "unreachable"
 NOT_SET_UP = "not set up"
@@ -101,6 +102,7 @@ class TargetStatus:
     be reached now. The target is exactly consistent past ``consistent_at``, which is how the source was at
     ``consistent_time`` (by its clock; only where a backup was restored); ``awaits_cut_over`` says that this is yet to
     come. ``beside`` is the generation that is being loaded to take its place. ``slot`` is the one that serves it.
+    ``resyncs`` are the tables that are read again and not done yet.
     """
 
     name: str
@@ -117,6 +119,7 @@ class TargetStatus:
     awaits_cut_over: bool = False
     beside: GenerationStatus | None = None
     slot: str | None = None
+    resyncs: tuple[ResyncStatus, ...] = ()
 
     @property
     def rows_applied(self) -> int:
@@ -293,6 +296,7 @@ class PipelineStatus:
                 said.append(
                     Text.assemble((f"{target.name}  ", "bold"), (_BESIDE, "yellow"), f": {target.beside.last_error}")
                 )
+            said += [resync.render(target.name) for resync in target.resyncs]
             for stopped in target.stopped_tables:
                 said.append(
                     Text.assemble(

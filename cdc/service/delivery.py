@@ -133,7 +133,8 @@ class Delivery:
     @property
     def holds_acknowledgement(self) -> bool:
         """Whether the slot has to wait for this target. One that can only be loaded again needs nothing from it."""
-        return self.health.state != "needs resync"
+        is_empty = self.health.state == "loading" and self.health.needs_nothing
+        return self.health.state != "needs resync" and not is_empty
 
     async def can_be_served(self) -> bool:
         """Whether the stream would be of use, seen without taking the target: not before it has been loaded."""
@@ -255,6 +256,9 @@ class Delivery:
             try:
                 await self._serve(history(), restart)
             except (FenceLost, ProtocolError) as error:
+                if isinstance(error, FenceLost):
+                    for table in self._stops.forget_unrecorded():
+                        self.metrics.table_resumed(table)
                 self.health.failed(error)
                 for_the_lane.append(error)
             except ResyncNeeded as error:
@@ -394,6 +398,8 @@ class Delivery:
             await self._reject(owned, error)
 
     async def _reject(self, owned: OwnedTarget, error: TableStopped | BatchRejected) -> None:
+        async with owned.fenced():
+            pass  # who has swapped other tables into the place of these has taken the target: it refused nothing
         if isinstance(error, TableStopped) or self._generation.config.on_error == "quarantine_table":
             table, commit_lsn = error.source_table, error.commit_lsn
             assert table is not None  # the applier names both

@@ -16,7 +16,7 @@ class Health:
     """The state of one target in this process.
 
     ``state`` is one of `cdc.observe.metrics.STATES`, ``trouble`` says in a sentence what is wrong, and ``is_taken``
-    whether the target is ours now.
+    whether the target is ours now. ``needs_nothing`` is said of one that is being loaded and has no position yet.
     """
 
     def __init__(self, name: str, metrics: TargetMetrics) -> None:
@@ -25,6 +25,7 @@ class Health:
         self.state = "new"
         self.trouble: str | None = None
         self.is_taken = False
+        self.needs_nothing = False
         self._was_taken = False
         self._news = asyncio.Event()
 
@@ -62,8 +63,9 @@ class Health:
                 self.state = "needs resync"
                 level = _log.error if is_news else _log.info
                 level("target needs a resync", target=self.name, reason=str(error))
-            case TargetLoading():
+            case TargetLoading(needs_nothing=needs_nothing):
                 self.state = "loading"
+                self.needs_nothing = needs_nothing
             case _:
                 self.state = "stopped" if isinstance(error, TerminalError) else "retrying"
         if not isinstance(error, TargetLoading):

@@ -247,6 +247,8 @@ class Lane:
     def _failed(self, error: CdcError, wait_s: float) -> None:
         is_news = self.trouble != str(error)
         self.error, self.trouble = error, str(error)
+        for delivery in self._deliveries:
+            delivery.health.tell()  # who waits for a target has to know that nothing comes
         self._metrics.error(error)
         self._metrics.retried()
         # A slot that another worker holds is asked for every second: it is said once.

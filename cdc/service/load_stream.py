@@ -14,7 +14,7 @@ from typing import Self
 
 from cdc.bootstrap.rounds import first_error
 from cdc.bootstrap.run import LoadLane, Run
-from cdc.errors import ResyncNeeded, SetupError
+from cdc.errors import ResyncNeeded, SetupError, TerminalError
 from cdc.lsn import Lsn
 from cdc.observe.metrics import Metrics
 from cdc.routing.target_routes import TargetRoutes
@@ -34,6 +34,7 @@ class LoadStream:
         self._group = asyncio.TaskGroup()
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._running: Lane | None = None
         self.deliveries: dict[str, Delivery] = {}
 
     async def __aenter__(self) -> Self:
@@ -62,14 +63,14 @@ class LoadStream:
                 name,
                 config,
                 key=loading.aim.key,
-                routes=_patient(loading.aim.routes),
-                loads=True,
+                routes=_patient(loading.aim.routes) if loading.is_being_loaded else loading.aim.routes,
+                loads=loading.is_being_loaded,
                 metrics=self._metrics.target(name),
                 heartbeats=heartbeats,
             )
             for name, loading in self._lane.loadings.items()
         }
-        lane = Lane(
+        self._running = lane = Lane(
             config,
             list(self.deliveries.values()),
             slot=self._lane.slot,
@@ -114,6 +115,8 @@ class LoadStream:
         """Wait for each delivery. Raises what only a person, or another load, can mend."""
         for delivery in self.deliveries.values():
             while not condition(delivery):
+                if self._running is not None and isinstance(self._running.error, TerminalError):
+                    raise self._running.error
                 if delivery.health.state == "needs resync":
                     raise ResyncNeeded(delivery.health.trouble or f"target {delivery.name} needs a resync")
                 if delivery.health.state == "stopped":

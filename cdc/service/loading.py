@@ -33,6 +33,8 @@ from cdc.errors import CdcError, TerminalError
 from cdc.routing.router import build_all_routes
 from cdc.service import provision, swapping
 from cdc.service.load_stream import LoadStream
+from cdc.service.resync import Rebuild
+from cdc.service.resync_rows import CountedRows
 from cdc.source.catalog import read_tables
 from cdc.source.connection import connect
 from cdc.target import backup_load
@@ -76,6 +78,10 @@ async def bootstrap(
     if not (scope.again or scope.anew or scope.only) and await is_complete(config, scope.names(config)):
         progress.say("every target holds every table already: there is nothing to load")
         return await _finish(config, scope.names(config), progress, scope)
+    if from_backup is not None:
+        from cdc.bootstrap import backup
+
+        await backup.look_ahead(config, from_backup)
     origin = "resync" if scope.only else "live" if from_backup is None else "backup"
     async with AsyncExitStack() as stack:
         run = await open_run(config, progress, stack, origin=origin, scope=scope, must_be_empty=True)
@@ -107,9 +113,7 @@ def rebuild_with(config: Config, progress: Progress, *, max_rows_per_second: int
         scope = Scope(targets=(target,), only={target: frozenset((table,))})
         counted = CountedRows(progress, count)
         try:
-            summary = await bootstrap(
-                config, scope=scope, progress=counted, max_rows_per_second=max_rows_per_second
-            )
+            summary = await bootstrap(config, scope=scope, progress=counted, max_rows_per_second=max_rows_per_second)
         except TerminalError:
             await swapping.forget_unbegun(config, target)
             raise
@@ -169,6 +173,8 @@ class _Load:
     async def from_live(self) -> None:
         run = self._run
         for lane in run.lanes:
+            for loading in lane.loadings.values():
+                await live.leave_backup(run, loading)
             await live.load_rows(run, lane, self._jobs, self._range_bytes)
             await live.analyze(run, lane, self._jobs)
             if any(loading.aim.is_beside for loading in lane.loadings.values()):
@@ -185,9 +191,11 @@ class _Load:
 
         run = self._run
         expected = await backup.expect(run)
-        if not all(backup_tables.is_restored(loading) for loading in run.loadings.values()):
+        if await backup_tables.has_to_restore(run):
             archive = await backup.obtain(run, choice, expected)
             await backup_tables.restore_tables(run, archive, self._jobs)
+        await backup_tables.record_cut_overs(run)
+        await backup.remove_archives(run, choice)
         for lane in run.lanes:
             # Tables that cannot come from a backup, before anything is streamed: their snapshot is behind nobody.
             await live.load_rows(run, lane, self._jobs, self._range_bytes)
@@ -206,11 +214,13 @@ class _Load:
 
         run = self._run
         for loading in lane.loadings.values():
+            if not loading.is_being_loaded:
+                continue  # what it holds is right, whatever became of the backup that it was loaded from once
             changed = await backup_tables.changed(run, loading)
             for load, reason in changed:
                 run.progress.say(f"target {loading.name}: {load.name} is copied from the live source: {reason}")
                 run.records.discarded(loading.name, load.name)
-            await backup_tables.give_up(loading, [load for load, _ in changed])
+            await live.give_up(loading, [load for load, _ in changed])
         await live.load_rows(run, lane, self._jobs, self._range_bytes)
 
     async def _stream_to_the_end(self, lane: LoadLane) -> None:
@@ -292,7 +302,6 @@ async def _notify(run: Run, outcome: str) -> None:
     if not run.config.notifications:
         return
     from cdc.service.notifications import notify
-from cdc.service.resync import CountedRows, Rebuild
 
     for name in run.routes:
         await notify(run.config, {"target": name, "event": "bootstrap", "outcome": outcome})

@@ -73,7 +73,7 @@ async def _tell(session: aiohttp.ClientSession, receiver: NotificationConfig, bo
             status: int = await retrying(_post, session, url, receiver, body)
     except aiohttp.ClientResponseError as error:
         log.warning("a notification is refused", status=error.status)
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         # The error's own words can hold the address.
         log.warning("a notification cannot be delivered", failure=type(error).__name__)
     else:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from cdc.bootstrap.rounds import first_error
 from cdc.config import Config
-from cdc.errors import CdcError, ConfigurationError, SetupError, TargetUnavailable, TerminalError
+from cdc.errors import CdcError, ConfigurationError, SetupError, TerminalError, TransientError
 from cdc.lsn import Lsn
 from cdc.routing.patterns import nearest, split
 from cdc.routing.target_routes import TargetRoutes
@@ -30,8 +32,15 @@ FOLLOW_S = 0.5
 UNSERVED_S = 10.0
 """After how long nobody can have overlooked a request: then no worker is there."""
 
-Rebuild = Callable[[str, str], Awaitable[None]]
-"""Builds a table (``schema.table`` at the source) of a target beside, and swaps it in; durable when it returns."""
+COUNT_S = 1.0
+"""How often the number of rows that are copied beside is written into the request."""
+
+Rebuild = Callable[[str, str, Callable[[int], None]], Awaitable[None]]
+"""Builds a table (``schema.table`` at the source) of a target beside, and swaps it in; durable when it returns.
+
+It tells the last argument how many rows it has copied. Called again after it was killed or has failed it goes on; after
+the swap, which gives the request its ``consistent_from``, it only does what comes then.
+"""
 
 
 class Follower(Protocol):
@@ -109,6 +118,17 @@ def _targets(config: Config, table: str, target: str | None) -> list[str]:
 
 
 @dataclass(slots=True)
+class _Counted:
+    """The rows that are copied beside so far."""
+
+    rows: int
+
+    def set(self, rows: int) -> None:
+        """So many are in now."""
+        self.rows = rows
+
+
+@dataclass(slots=True)
 class _Followed:
     """One request in one target."""
 
@@ -128,8 +148,8 @@ class _Followed:
             try:
                 async with open_session(self.config, self.target) as session:
                     return await self._follow(session, began)
-            except TargetUnavailable as error:
-                self._say(str(error))
+            except TransientError as error:
+                self._say(f"{error}; it is tried again")
                 await asyncio.sleep(backoff.wait_s(error))
 
     async def _follow(self, session: Session, began: float) -> Outcome:
@@ -143,41 +163,50 @@ class _Followed:
             if request.state == requests.DONE:
                 return Outcome(self.target, self.table, request.way or "", request.row_count, request.consistent_from)
             if request.state == requests.SHADOW and self.rebuild is not None:
-                await self._rebuild(session, request, self.rebuild)
-                continue
-            self._say(self._sentence(request, time.monotonic() - began))
+                # On this session: it is claimed until the request is over, or this process.
+                if await requests.claim_building(session, self.config.pipeline):
+                    await self._rebuild(request, self.rebuild)
+                    continue
+                self._say("another `cdc resync` builds a table of this target beside; waiting for it")
+            else:
+                self._say(self._sentence(request, time.monotonic() - began))
             await asyncio.sleep(FOLLOW_S)
 
-    async def _rebuild(self, session: Session, request: Request, rebuild: Rebuild) -> None:
-        self._say(f"it is built beside and swapped in, because {request.reason}")
+    async def _rebuild(self, request: Request, rebuild: Rebuild) -> None:
+        if not request.is_swapped:
+            self._say(f"it is built beside and swapped in, because {request.reason}")
+        counted = _Counted(request.row_count)
         try:
-            await rebuild(self.target, self.table)
-        except CdcError as error:
+            async with asyncio.TaskGroup() as tasks:
+                noting = tasks.create_task(self._note_rows(counted))
+                await rebuild(self.target, self.table, counted.set)
+                noting.cancel()
+        except BaseExceptionGroup as errors:
+            error = first_error(errors)
             if isinstance(error, TerminalError):
-                await requests.end_run(session, request, str(error))
-                await requests.record(session, self.number, state=requests.FAILED, reason=str(error), mend=error.sql)
-            raise
-        await requests.end_run(session, request, "done")
-        await requests.record(session, self.number, state=requests.DONE)
+                await self._record(state=requests.FAILED, reason=str(error), mend=error.sql)
+            raise error from None
+        await self._record(state=requests.DONE, row_count=counted.rows)
+
+    async def _note_rows(self, counted: _Counted) -> None:
+        """Keep the request's number of rows up to date; no matter when that fails."""
+        written = counted.rows
+        while True:
+            await asyncio.sleep(COUNT_S)
+            if counted.rows != written:
+                written = counted.rows
+                with suppress(CdcError):
+                    await self._record(row_count=written)
+
+    async def _record(self, **values: object) -> None:
+        """On a session of its own: one that was idle while a table was built may be lost (hazard 20)."""
+        async with open_session(self.config, self.target) as session:
+            await requests.record(session, self.number, **values)
 
     def _sentence(self, request: Request, waited_s: float) -> str:
-        if request.says is not None:
-            return request.says
-        match request.state:
-            case requests.ASKED if waited_s > UNSERVED_S:
-                return "no worker has taken it up: does `cdc run` run? The request stays until one does"
-            case requests.ASKED:
-                return "asked for; waiting for the worker"
-            case requests.SHADOW:
-                return "it has to be built beside and swapped in: run `cdc resync` for it again"
-            case requests.COPYING:
-                return f"it is read whole, because {request.reason}"
-            case requests.SWEEPING:
-                return "every row was read; some are read once more"
-            case requests.FINISHING:
-                return "the rows are in; its indexes are built"
-            case _:
-                return "it is read in the order of its key"
+        if request.state == requests.ASKED and request.says is None and waited_s > UNSERVED_S:
+            return "no worker has taken it up: does `cdc run` run? The request stays until one does"
+        return request.sentence
 
     def _say(self, sentence: str) -> None:
         if sentence != self._said:

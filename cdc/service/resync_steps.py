@@ -16,9 +16,10 @@ from cdc.config import Config, for_asyncpg
 from cdc.errors import CdcError
 from cdc.identifiers import quote_qualified
 from cdc.routing.route import Route
+from cdc.routing.router import build_routes
 from cdc.service import access
 from cdc.service.resync_plan import Layout, look, read_source, route_for, table_to_create
-from cdc.source.catalog import SourceTable
+from cdc.source.catalog import SourceTable, read_tables
 from cdc.source.connection import Connection, source_errors
 from cdc.target import resync_request as requests
 from cdc.target import table_state
@@ -82,6 +83,12 @@ class Errand:
             state=await self.state(request.table),
         )
 
+    async def routes(self) -> tuple[Route, ...]:
+        """Those of all tables of the target, by the source's catalog of now."""
+        tables = await read_tables(self.connection)
+        columns = {table.name: [column.name for column in table.relation.columns] for table in tables}
+        return build_routes(self.target, self.config.targets[self.target], columns)
+
     async def state(self, table: str) -> TableState | None:
         """What the target records of the table; `None`: it was never loaded."""
         states = await table_state.read(self.session, self.key)
@@ -92,12 +99,12 @@ class Errand:
         with target_errors("preparing a resync", owned.session.where):
             await owned.session.connection.execute(sql)
 
-    async def estimate_rows(self, layout: Layout) -> int | None:
+    async def estimate_rows(self, source: SourceTable) -> int | None:
         """Rows of the table by the source's statistics; `None` before it was analyzed."""
         with source_errors("read its statistics"):
             cursor = await self.connection.execute(
                 "SELECT reltuples::bigint FROM pg_class WHERE oid = %(table)s::oid",
-                {"table": layout.source.relation.oid},
+                {"table": source.relation.oid},
             )
             row = await cursor.fetchone()
         return None if row is None or row[0] < 0 else int(row[0])
@@ -137,9 +144,9 @@ async def finish(errand: Errand, request: Request) -> None:
     warnings: list[str] = []
     if state is not None and state.created_by_cdc and target.follows:
         dsn = for_asyncpg(target.dsn.get_secret_value())
-        built = BuildTarget(
-            TargetAccess(errand.target, dsn, errand.key, 0), target, (route,), {route.source_name: state}
-        )
+        # All routes, because a foreign key leads to another table; the state of one, because only that one is built.
+        access = TargetAccess(errand.target, dsn, errand.key, 0)
+        built = BuildTarget(access, target, await errand.routes(), {route.source_name: state})
         source = errand.config.source
         job = Job(source.dsn.get_secret_value(), f"{source.application_name} resync", Copies())
         try:

@@ -25,14 +25,15 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cdc.config import Config
-from cdc.errors import CdcError, SetupError, TerminalError
+from cdc.errors import CdcError, SetupError, TableStopped, TerminalError
 from cdc.service import resync_plan, resync_whole
 from cdc.service.resync_chunks import CHUNK_ROWS, ChunkReader, Restructured
 from cdc.service.resync_plan import Layout
 from cdc.service.resync_steps import Errand, finish, open_session, prepare_table
-from cdc.service.resync_way import WHOLE_BYTES, way_of
+from cdc.service.resync_way import WHOLE_BYTES, Verdict, way_of
 from cdc.service.retry import Backoff
 from cdc.service.tracking import ChunkLost, Tracking
+from cdc.source.catalog import SourceTable
 from cdc.source.chunks import current_snapshot
 from cdc.source.connection import connect
 from cdc.source.visibility import current_xid, wait_until_visible
@@ -162,24 +163,36 @@ class Resyncing:
         route = resync_plan.route_for(self._config, self._target, request.source)
         source = await resync_plan.read_source(errand.connection, self._config, route)
         await prepare_table(errand, route, source)
-        layout = await errand.look(request)
-        verdict = way_of(layout.source, layout.facts, whole_bytes=self.whole_bytes)
+        layout, verdict = await self._choose(errand, request, source)
         _log.info("resync", target=self._target, table=request.table, way=verdict.way, reason=verdict.reason)
         if verdict.way == "refused":
             raise SetupError(verdict.reason, sql=verdict.mend)
-        run = await requests.begin_run(session, self._key, self._target)
-        values: dict[str, object] = {"way": verdict.way, "reason": verdict.reason, "run": run}
-        values["estimated_rows"] = await errand.estimate_rows(layout)
-        await requests.record(session, request.request, **values)
-        if verdict.way == "shadow":
-            await requests.record(session, request.request, state=requests.SHADOW)
-        elif verdict.way == "whole":
-            await requests.record(session, request.request, state=requests.COPYING)
+        values: dict[str, object] = {"way": verdict.way, "reason": verdict.reason}
+        values["estimated_rows"] = await errand.estimate_rows(source)
+        if layout is None or verdict.way == "shadow":
+            # Its run is that of the command which builds it.
+            await requests.record(session, request.request, state=requests.SHADOW, **values)
         else:
-            await self._begin_chunks(errand, request, layout)
+            values["run"] = await requests.begin_run(session, self._key, self._target)
+            await requests.record(session, request.request, **values)
+            if verdict.way == "whole":
+                await requests.record(session, request.request, state=requests.COPYING)
+            else:
+                await self._begin_chunks(errand, request, layout)
         found = await requests.read(session, request.request)
         assert found is not None  # rows of requests stay
         return found
+
+    async def _choose(self, errand: Errand, request: Request, source: SourceTable) -> tuple[Layout | None, Verdict]:
+        """The way; no layout where the table does not fit any more. One that `cdc` created is made anew then."""
+        try:
+            layout = await errand.look(request)
+        except TableStopped as error:
+            state = await errand.state(request.table)
+            if not self._config.targets[self._target].follows or state is None or not state.created_by_cdc:
+                raise
+            return None, Verdict("shadow", f"it does not fit as it is ({error})")
+        return layout, way_of(source, layout.facts, whole_bytes=self.whole_bytes)
 
     async def _begin_chunks(self, errand: Errand, request: Request, layout: Layout) -> None:
         """From its first row on: the table is in overlap, tracked, and nothing of it counts as merged."""

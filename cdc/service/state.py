@@ -23,6 +23,7 @@ from cdc.config import Config, TargetConfig, for_asyncpg
 from cdc.errors import CdcError, SourceUnavailable, TargetUnavailable
 from cdc.lsn import Lsn
 from cdc.observe.remedies import LOAD_ALL_AGAIN
+from cdc.observe.resync_status import ResyncStatus
 from cdc.observe.status import (
     NOT_SET_UP,
     STREAMING,
@@ -39,10 +40,11 @@ from cdc.source import connection as source_connection
 from cdc.source import heartbeat
 from cdc.source.clock import read_clock
 from cdc.source.slot import Slot, lane_slot, read_slots
-from cdc.target import migrations, position, session, table_state
+from cdc.target import migrations, position, resync_request, session, table_state
 from cdc.target.generation import generation_key
 from cdc.target.position import TargetState
 from cdc.target.remedies import load_target_again
+from cdc.target.resync_request import Request
 from cdc.target.session import Session
 from cdc.target.table_state import TableState
 
@@ -134,6 +136,7 @@ class _Seen:
     tables: tuple[TableState, ...] = ()
     beside: TargetState | None = None
     beside_tables: tuple[TableState, ...] = ()
+    resyncs: tuple[Request, ...] = ()
     is_set_up: bool = True
     error: str | None = None
 
@@ -220,7 +223,10 @@ class _TargetView:
         key = generation_key(self._pipeline)
         beside = await position.read(self._session, key)
         beside_tables = [] if beside is None else await table_state.read(self._session, key)
-        return _Seen(self._name, row, tuple(tables), beside, tuple(beside_tables), is_set_up=row is not None)
+        resyncs = await resync_request.read_open(self._session, self._pipeline)
+        return _Seen(
+            self._name, row, tuple(tables), beside, tuple(beside_tables), tuple(resyncs), is_set_up=row is not None
+        )
 
     async def close(self) -> None:
         if self._session is not None:
@@ -271,6 +277,19 @@ def _target_status(seen: _Seen, source: SourceStatus, shared: str) -> TargetStat
         awaits_cut_over=row.cut_over_heartbeat is not None,
         beside=_generation_status(seen, source),
         slot=slot,
+        resyncs=tuple(_resync_status(request) for request in seen.resyncs),
+    )
+
+
+def _resync_status(request: Request) -> ResyncStatus:
+    return ResyncStatus(
+        table=request.table,
+        state=request.state,
+        way=request.way,
+        rows=request.row_count,
+        estimated_rows=request.estimated_rows,
+        asked_at=request.asked_at,
+        says=request.sentence,
     )
 
 

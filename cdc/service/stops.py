@@ -58,6 +58,17 @@ class Stops:
             backoff.failures += 1
         self.current[table] = Stop(table, commit_lsn, error, relation, time.monotonic() + wait_s)
 
+    def recorded(self) -> set[str]:
+        """Those of which the target says that they are stopped: unless somebody has had them loaded again meanwhile."""
+        return {stop.table for stop in self.current.values() if stop.is_recorded and not stop.is_held}
+
+    def forget_unrecorded(self) -> list[str]:
+        """Forget those that the target does not know of, and say which: what refused them is not ours any more."""
+        forgotten = [table for table, stop in self.current.items() if not stop.is_recorded]
+        for table in forgotten:
+            self.remove(table)
+        return forgotten
+
     def due(self) -> list[Stop]:
         """The stops that are to be looked at now."""
         now = time.monotonic()

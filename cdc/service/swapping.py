@@ -26,9 +26,9 @@ from cdc.lsn import Lsn
 from cdc.routing.router import route_of
 from cdc.routing.target_routes import TargetRoutes
 from cdc.service.load_stream import LoadStream
-from cdc.source.catalog import read_tables
+from cdc.source.catalog import SourceTable, read_tables
 from cdc.source.connection import connect
-from cdc.source.definitions import read_definitions
+from cdc.source.definitions import TableDefinitions, read_definitions
 from cdc.source.slot import drop_slot, load_slot, read_slots
 from cdc.target import missing_indexes, position, table_state
 from cdc.target.dependents import obstacles, refusal
@@ -45,21 +45,35 @@ async def refuse_obstacles(run: Run, loading: Loading) -> None:
     """Raise `SetupError` for whatever would stop the swap at the end of the load, with the SQL that clears the way."""
     session = await loading.ready()
     swaps = []
-    async with await run.connect() as connection:
-        sources = {table.name: table for table in await read_tables(connection)}
-        definitions = await read_definitions(connection, [table.relation.oid for table in sources.values()])
+    sources, definitions = await _read_source(run)
     for one in await _swaps(run.config, loading, session):
         source = sources.get(one.route.source_name)
         if source is not None:
             found = definitions[source.relation.oid]
-            constraints = {check.name for check in found.checks}
-            if run.config.bootstrap.foreign_keys:
-                constraints |= {key.name for key in found.foreign_keys}
+            constraints = {check.name for check in found.checks} | _foreign_keys(run, found)
             shape = tables.new_table_of_route(one.route, source)
             swaps.append(replace(one, shape=shape, constraints=frozenset(constraints)))
     in_the_way = await obstacles(session, swaps)
     if in_the_way:
         raise refusal(session.where, in_the_way)
+
+
+async def _read_source(run: Run) -> tuple[dict[str, SourceTable], dict[int, TableDefinitions]]:
+    async with await run.connect() as connection:
+        sources = {table.name: table for table in await read_tables(connection)}
+        return sources, await read_definitions(connection, [table.relation.oid for table in sources.values()])
+
+
+def _foreign_keys(run: Run, found: TableDefinitions) -> set[str]:
+    """The names of the foreign keys that the new table gets."""
+    return {key.name for key in found.foreign_keys} if run.config.bootstrap.foreign_keys else set()
+
+
+async def _expecting_foreign_keys(run: Run, swaps: Sequence[TableSwap]) -> list[TableSwap]:
+    """The swaps of some tables: their foreign keys lead out of the generation, and are made after the swap."""
+    sources, definitions = await _read_source(run)
+    keys = {name: _foreign_keys(run, definitions[source.relation.oid]) for name, source in sources.items()}
+    return [replace(one, constraints=frozenset(keys.get(one.route.source_name, ()))) for one in swaps]
 
 
 async def swap_in(run: Run, lane: LoadLane, stream: LoadStream, name: str) -> None:
@@ -71,6 +85,8 @@ async def swap_in(run: Run, lane: LoadLane, stream: LoadStream, name: str) -> No
     config = run.config
     session = await loading.ready()
     swaps = await _swaps(config, loading, session)
+    if loading.aim.routes.only is not None:
+        swaps = await _expecting_foreign_keys(run, swaps)
     for index in await missing_indexes.missing_indexes(session, swaps):
         run.progress.say(f"target {name}: index {index.name} is not the source's, and is built on the new table, too")
         async with run.records.step("index", index.name, targets=[name]):

@@ -62,7 +62,8 @@ async def take(
     loaded = [state for state in states if state.state != "copying" and state not in gone]
     cut_off = [state for state in loaded if _is_cut_off(state, owned, history)]
     reachable = [state for state in loaded if state not in cut_off]
-    for table in set(stops.current) - {state.source_name for state in reachable}:
+    mended = {state.source_name for state in reachable if state.state == "streaming"} & stops.recorded()
+    for table in mended | (set(stops.current) - {state.source_name for state in reachable}):
         stops.remove(table)  # somebody has had it loaded again, or has left it out
     target = OwnedTarget(session, owned, routes, reachable, stops=stops, metrics=metrics, heartbeats=heartbeats)
     resumed = [state for state in reachable if state.state == "stopped" and state.source_name not in stops.current]
@@ -107,9 +108,17 @@ async def say_if_lost(session: Session, key: str, history: SourceHistory) -> Res
 
 
 def _is_cut_off(state: TableState, owned: Ownership, history: SourceHistory) -> bool:
-    """Whether a table stands where the slot no longer reaches: the server would silently start later."""
+    """Whether nothing leads from where a table stands to what the slot has.
+
+    Before where the slot begins: the server would silently start later. Or, after a fail-over, beyond the point at
+    which its timeline ended: what it holds of the time behind that is of another history.
+    """
     if state.position is None or owned.position is None or history.confirmed_lsn is None:
         return False
+    if owned.history is not None and owned.history.timeline != history.timeline:
+        ended = next((lsn for timeline, lsn in history.switch_points if timeline == owned.history.timeline), None)
+        if ended is not None and state.position > ended:
+            return True
     return state.position < min(owned.position, history.confirmed_lsn)
 
 
@@ -121,8 +130,8 @@ async def _stop_cut_off(
         if route is None or state.position is None:
             continue
         reason = (
-            f"{session.where}: table {state.target_name} stands at {state.position}, and the slot no longer has what "
-            f"it lacks: load it again ({load_table_again(state.source_name, owned.target)})."
+            f"{session.where}: table {state.target_name} stands at {state.position}, and nothing leads from there to "
+            f"what the slot has: load it again ({load_table_again(state.source_name, owned.target)})."
         )
         metrics.table_stopped(state.source_name, "cut_off")
         _log.error("table stopped", table=state.source_name, reason=reason)

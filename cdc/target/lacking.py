@@ -18,7 +18,7 @@ from cdc.identifiers import quote, quote_literal, quote_qualified
 from cdc.routing.route import Route
 from cdc.target.catalog import TargetColumn
 from cdc.target.conversion import fits_exactly
-from cdc.target.remedies import again_command, load_table_again
+from cdc.target.remedies import load_table_again, resync_command
 
 _NUMBERS = frozenset(("int2", "int4", "int8", "numeric"))
 
@@ -108,7 +108,7 @@ class ColumnsLacking(TableStopped):
                 "default that was computed for each row, or a rewrite of the table after it), so the table has to be "
                 f"loaded again: {load_table_again(table, self._target)}."
             )
-            return said, again_command([table], self._target)
+            return said, resync_command(table, self._target)
         filled = {
             name: origin.filled_with
             for name, origin in known.items()

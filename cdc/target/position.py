@@ -155,7 +155,8 @@ async def take(session: Session, key: str, *, loads: bool = True) -> Ownership:
         if before["is_refused"]:
             raise TargetLoading(
                 f"{session.where} is being loaded by `cdc bootstrap`, or that was interrupted: it is taken when it is "
-                f"loaded (run `cdc bootstrap` again if none runs)."
+                f"loaded (run `cdc bootstrap` again if none runs).",
+                needs_nothing=before["is_empty"],
             )
         if before["is_gone"] is False:
             raise TargetUnavailable(
@@ -249,16 +250,27 @@ async def record_timeline(session: Session, pipeline: str, fence: int, timeline:
 
 
 async def record_state(
-    session: Session, pipeline: str, fence: int, state: str, *, consistent_at: Lsn | None = None
+    session: Session,
+    pipeline: str,
+    fence: int,
+    state: str,
+    *,
+    consistent_at: Lsn | None = None,
+    consistent_time: datetime | None = None,
 ) -> None:
-    """Set the target's state, and the cut-over where it is given. Raises `FenceLost`."""
+    """Set the target's state, and where it is given the LSN from which on it is consistent, with the source's time.
+
+    Raises `FenceLost`.
+    """
     await _update(
         session,
         pipeline,
         fence,
-        "state = $3, consistent_at = coalesce($4::text::pg_lsn, consistent_at)",
+        "state = $3, consistent_at = coalesce($4::text::pg_lsn, consistent_at),"
+        " consistent_time = CASE WHEN $4::text IS NULL THEN consistent_time ELSE $5::timestamptz END",
         state,
         None if consistent_at is None else str(consistent_at),
+        consistent_time,
     )
 
 
@@ -274,6 +286,11 @@ async def record_cut_over(session: Session, pipeline: str, fence: int, heartbeat
         "cut_over_heartbeat = $3, consistent_at = NULL, consistent_time = NULL",
         heartbeat,
     )
+
+
+async def forget_cut_over(session: Session, key: str, fence: int) -> None:
+    """No heartbeat makes the target consistent: it is not loaded from a backup after all. Raises `FenceLost`."""
+    await _update(session, key, fence, "cut_over_heartbeat = NULL")
 
 
 async def record_lost(session: Session, pipeline: str) -> None:

@@ -12,9 +12,20 @@ def again_command(tables: Iterable[str], target: str) -> str:
     return f"cdc bootstrap --from live {wanted} --target {target}"
 
 
+def resync_command(table: str, target: str) -> str:
+    """The command that brings a table (``schema.table`` at the source) to what the source has, while all streams."""
+    return f"cdc resync {shlex.quote(table)} --target {target}"
+
+
 def load_table_again(table: str, target: str) -> str:
-    """How one table of one target is loaded again, to stand behind a colon or in brackets."""
-    return f"stop the worker, run `{again_command([table], target)}`, start the worker"
+    """How one table of one target is loaded again, to stand behind a colon or in brackets.
+
+    The second way is for what the first refuses: a table without a key that `cdc` did not create, say.
+    """
+    return (
+        f"run `{resync_command(table, target)}`; where that is refused: stop the worker, run "
+        f"`{again_command([table], target)}`, start the worker"
+    )
 
 
 def load_target_again(target: str) -> str:

@@ -7,6 +7,7 @@ needed to go on is in the row, and in the tables that stand beside it (`cdc.targ
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -63,6 +64,27 @@ class Request:
     def is_swapped(self) -> bool:
         """Whether it was built beside, and stands in the table's place already."""
         return self.state == SHADOW and self.consistent_from is not None
+
+    @property
+    def sentence(self) -> str:
+        """What happens to it now, or what is waited for."""
+        if self.says is not None:
+            return self.says
+        match self.state:
+            case "asked":
+                return "asked for; waiting for the worker"
+            case "shadow" if self.is_swapped:
+                return "its new table is in place; where `cdc resync` was ended, run it again to finish the rest"
+            case "shadow":
+                return "`cdc resync` builds it beside and swaps it in; where it was ended, run it again"
+            case "copying":
+                return f"it is read whole, because {self.reason}"
+            case "sweeping":
+                return "every row was read; some are read once more"
+            case "finishing":
+                return "the rows are in; its indexes are built"
+            case _:
+                return "it is read in the order of its key"
 
     @property
     def is_over(self) -> bool:
@@ -167,7 +189,7 @@ async def fail(session: Session, pipeline: str, request: Request, reason: str, m
                 pipeline,
                 *request.source,
                 f"it was to be read again, and that failed: {reason}",
-                mend or f"cdc resync {request.table}",
+                mend or f"cdc resync {shlex.quote(request.table)}",
             )
             await session.connection.execute(drop(request.request))
             await end_run(session, request, reason)

@@ -59,6 +59,23 @@ class RunRecord:
                     step.size,
                 )
 
+    async def done(self, kind: str, name: str, seconds: float, rows: int, size: int) -> None:
+        """Record a step that has come to its end by now and took so many seconds: one that is done in pieces."""
+        async with self._turn:
+            session = await self.ready()
+            with target_errors("recording a step", session.where):
+                await session.connection.execute(
+                    "INSERT INTO cdc.bootstrap_step (run, kind, object, started_at, finished_at, row_count, size_bytes)"
+                    " SELECT $1, $2, $3, c.now - pg_catalog.make_interval(secs => $4), c.now, $5, $6"
+                    " FROM pg_catalog.clock_timestamp() AS c (now)",
+                    self.run,
+                    kind,
+                    name,
+                    seconds,
+                    rows,
+                    size,
+                )
+
     async def end(self, outcome: str) -> None:
         """The run is over: ``done``, or what ended it, in a sentence."""
         async with self._turn:

@@ -59,14 +59,15 @@ async def test_a_table_that_differs_is_loaded_again_by_the_command_that_is_shown
         mart.execute("DELETE FROM facts WHERE id = 3; INSERT INTO facts VALUES (77, 'of somebody else')")
         source.execute("UPDATE answers SET value = 'new' WHERE id = 3; INSERT INTO answers VALUES (11, 'more')")
         state = await pipeline.table_in_state("datamart", "public.answers", "stopped")
-        assert "source and target differ: load this table again (stop the worker, run `cdc" in (state.reason or "")
-        assert commands(state.reason or "") == [
-            ["bootstrap", "--from", "live", "--again", "public.answers", "--target", "datamart"]
-        ]
+        assert "source and target differ: load this table again (run `cdc resync" in (state.reason or "")
+        resync, again = commands(state.reason or "")
+        assert resync == ["resync", "public.answers", "--target", "datamart"]
+        assert again == ["bootstrap", "--from", "live", "--again", "public.answers", "--target", "datamart"]
         await pipeline.caught_up(None, "internal")
         await pipeline.worker.terminate()
 
-        await run_all(pipeline, state.reason or "")
+        status, printed = await pipeline.cdc(*again)
+        assert status == 0, printed
 
         after = {name: loaded_from(target) for name, target in pipeline.targets.items()}
         assert after["internal"] == before["internal"], "who was not named is left alone"

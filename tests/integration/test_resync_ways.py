@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -86,7 +87,7 @@ async def test_a_table_with_unique_indexes_that_is_large_is_built_beside_by_the_
     await replicated.load()
     built: list[tuple[str, str]] = []
 
-    async def rebuild(target: str, table: str) -> None:
+    async def rebuild(target: str, table: str, count: Callable[[int], None]) -> None:
         built.append((target, table))
 
     async with replicated.worker(whole_bytes=1):

@@ -357,7 +357,7 @@ async def test_a_reader_that_would_close_a_circle_of_locks_is_never_the_one_that
 async def test_what_the_enrichment_made_is_carried_over_and_stays_recorded(both: Generations) -> None:
     both.make("users")
     both.database.execute(
-        "INSERT INTO cdc.enrichment (pipeline, file, digest, needs, refreshes) SELECT p, f, d, '{}', '{}' FROM"
+        "INSERT INTO cdc.enrichment (pipeline, file, digest, refreshes) SELECT p, f, d, '{}' FROM"
         " (VALUES ('cdc', 'a.sql', 'old'), ('cdc+', 'a.sql', 'new'), ('cdc+', 'b.sql', 'new')) AS v (p, f, d)"
     )
     await both.swap()

@@ -116,6 +116,7 @@ def test_a_target_that_holds_nothing_or_is_complete_is_loaded_in_place(
         (found(state(50), state(120, "loading"), problem=LOST), (slot("s"), slot("s__x", 120)), False, "s__x"),
         (found(state(50), state(120, "loading"), problem=LOST), (slot("s", 120),), False, "s"),
         (found(state(100), state(None, "loading")), (slot("s"),), False, "s__x__new"),
+        (found(state(100), state(120, "loading")), (slot("s"),), False, "s__x__new"),
     ],
     ids=[
         "the old tables keep their lane",
@@ -126,6 +127,7 @@ def test_a_target_that_holds_nothing_or_is_complete_is_loaded_in_place(
         "an interrupted one of a target that nobody served",
         "an interrupted one on the shared slot",
         "killed before its slot was there",
+        "its slot is gone, and the shared one is the old tables'",
     ],
 )
 def test_a_target_that_holds_data_is_loaded_beside(one: Found, slots: tuple[Slot, ...], anew: bool, where: str) -> None:
@@ -149,6 +151,17 @@ def test_some_tables_are_loaded_beside_the_others() -> None:
     assert (chosen.key, chosen.slot, chosen.routes.only) == ("cdc+", "s__x__new", only["x"])
     begun = found(state(100), state(120, "loading", only=only["x"]))
     assert aim(begun, slot("s"), slot("s__x__new"), partial=True, only=only) == chosen
+    # Neither its own lane's slot, which the worker streams, nor the shared one when that of the load is gone.
+    assert aim(begun, slot("s"), slot("s__x"), partial=True, only=only) == chosen
+    assert aim(begun, slot("s"), partial=True, only=only) == chosen
+
+
+def test_some_tables_are_not_loaded_beside_others_that_hold_nothing_or_cannot_go_on() -> None:
+    only = {"x": frozenset({"public.a"})}
+    with pytest.raises(SetupError, match="never loaded"):
+        aim(found(state()), slot("s"), partial=True, only=only)
+    with pytest.raises(ResyncNeeded):
+        aim(found(state(100), problem=LOST), slot("s"), partial=True, only=only)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from cdc.lsn import Lsn
+from cdc.observe.resync_status import ResyncStatus
 from cdc.observe.status import (
     UNREACHABLE,
     PipelineStatus,
@@ -126,6 +127,25 @@ def test_a_stopped_table_is_shown_with_its_reason_and_the_sql() -> None:
     assert "public.pole-emploi-sendings stopped: the target lacks the column [note]" in text
     assert 'ALTER TABLE maddo.pole_emploi_sendings ADD COLUMN "note" text' in text
     assert "1/2" in text
+
+
+def test_a_table_that_is_read_again_is_shown_with_its_way_and_how_far_it_is() -> None:
+    asked = ResyncStatus("public.lines", "asked", None, 0, None, AT, "asked for; waiting for the worker")
+    read = replace(asked, table="public.users", state="reading", way="in place", rows=1200, estimated_rows=5000)
+    status = replace(STATUS, targets=(replace(INTERNAL, resyncs=(asked, read)),))
+    lines = " ".join(shown(status).split())
+    assert "internal public.lines is read again: 0 rows since 2026-05-04 03:02:01 UTC; asked for" in lines
+    assert "internal public.users is read again (in place): 1,200 of about 5,000 rows since 2026" in lines
+    told = json.loads(status.to_json())["targets"][0]["resyncs"]
+    assert told[1] == {
+        "table": "public.users",
+        "state": "reading",
+        "way": "in place",
+        "rows": 1200,
+        "estimated_rows": 5000,
+        "asked_at": "2026-05-04T03:02:01+00:00",
+        "says": "asked for; waiting for the worker",
+    }
 
 
 def test_only_tables_that_do_not_stream_are_listed_when_asked_for_the_short_form() -> None:
