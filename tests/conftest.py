@@ -82,7 +82,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True)
 def _logs_go_where_the_test_looks() -> Iterator[None]:
-    """A command that a test runs in this process sets logs up for the standard error of that test, closed afterwards."""
+    """A command that a test runs in this process sets logs up for that test's standard error, which is closed then."""
     yield
     structlog.reset_defaults()
 

@@ -27,8 +27,8 @@ from cdc.errors import CdcError
 class Work:
     """A load within a round. ``after`` are those that have to be complete before it begins.
 
-    ``begun_at`` is when its first range began (`time.monotonic`). ``lacking``: the table keeps the rows that it has, and
-    gets only those that it lacks (`cdc.bootstrap.incremental`).
+    ``begun_at`` is when its first range began (`time.monotonic`). ``lacking``: the table keeps the rows that it has,
+    and gets only those that it lacks (`cdc.bootstrap.incremental`).
     """
 
     access: TargetAccess
