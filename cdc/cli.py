@@ -144,15 +144,24 @@ def teardown(
         str | None,
         typer.Option("--target", help="Only this target; the source and the other targets stay as they are."),
     ] = None,
+    load: Annotated[
+        bool, typer.Option("--load", help="With --target: only what is being loaded beside it. The worker may run.")
+    ] = False,
 ) -> None:
     """Remove exactly what setup and bootstrap created, slots included. The rows of the targets stay."""
+    if load and target is None:
+        raise typer.BadParameter("name the target that it is loaded beside: use it with --target", param_hint="--load")
     config = _load(context)
     from cdc.service import provision
 
-    scope = provision.teardown_scope(config, target)
+    scope = provision.teardown_scope(config, target, load_only=load)
     if not yes:
-        typer.confirm(f"Remove {scope}? Whoever loses its position can only be loaded again.", abort=True)
-    _run(provision.teardown(config, typer.echo, target=target))
+        then = "That load begins anew." if load else "Whoever loses its position can only be loaded again."
+        typer.confirm(f"Remove {scope}? {then}", abort=True)
+    if load and target is not None:
+        _run(provision.give_up_load(config, typer.echo, target))
+    else:
+        _run(provision.teardown(config, typer.echo, target=target))
 
 
 @app.command()

@@ -52,15 +52,16 @@ class BackupChoice:
 async def look_ahead(config: Config, choice: BackupChoice) -> None:
     """Refuse, before anything is made anywhere, what would only be found when a backup has been waited for.
 
-    Raises `SetupError` without a ``pg_restore``, a file, an application, or a database that has backups;
+    Raises `SetupError` without a ``pg_restore``, a place for the file, or a database that has backups;
     `ConfigurationError` for settings that are missing.
     """
     await asyncio.to_thread(find_pg_restore, config.bootstrap.pg_restore)
     if choice.file is None:
         async with open_backups(config.bootstrap):
             return
-    if not await asyncio.to_thread(choice.file.is_file):
-        raise SetupError(f"--file: there is no file {choice.file}")
+    # The file itself may be made when the stream is set up: only then can it hold the first heartbeat.
+    if not await asyncio.to_thread(choice.file.parent.is_dir):
+        raise SetupError(f"--file: there is no directory {choice.file.parent}")
 
 
 async def remove_archives(run: Run, choice: BackupChoice) -> None:
@@ -143,6 +144,11 @@ async def obtain(run: Run, choice: BackupChoice, expected: Mapping[str, BackupLo
     directory = _directory(run.config)
     await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
     if choice.file is not None:
+        if not await asyncio.to_thread(choice.file.exists):
+            raise SetupError(
+                f"there is no file {choice.file} yet. The stream is set up now: make the dump (`pg_dump -Fc "
+                f"--file={choice.file} …`), and run the same command again"
+            )
         path = await local_archive(choice.file, directory)
         identity = str(path)
     else:

@@ -67,6 +67,11 @@ async def restore_tables(run: Run, archive: Archive, jobs: Sequence[Job]) -> Non
         while waiting:
             await _restore(run, job, waiting.popleft(), archive, sources)
 
+    if items and any(entry.has_data and entry.data_offset is None for entry in archive.toc.entries):
+        run.progress.say(
+            "the archive does not say where in it each table's rows are, because it was written into a pipe: it is "
+            "read from its beginning for every table"
+        )
     if items:
         async with run.records.step("restore", targets={item.loading.name for item in items}):
             await in_parallel(labour(job) for job in jobs)

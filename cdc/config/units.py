@@ -111,9 +111,7 @@ Address = Annotated[str, AfterValidator(_check_address)]
 HttpAddress = Annotated[str, AfterValidator(_check_api_address)]
 """The address of an HTTP service, without a slash at its end."""
 
-HookAddress = Annotated[
-    SecretStr, AfterValidator(_check_hook_address), PlainSerializer(_only_host, return_type=str)
-]
+HookAddress = Annotated[SecretStr, AfterValidator(_check_hook_address), PlainSerializer(_only_host, return_type=str)]
 """An address that is called as it is written. Only its host is printed and dumped: path and query may be a secret."""
 
 Schedule = Annotated[str, AfterValidator(_check_schedule)]

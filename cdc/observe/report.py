@@ -86,7 +86,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """One run into one target. ``now`` is the target's clock when it was read; ``outcome`` `None`: it has no end."""
+    """One run into one target. Times are by the target's clock; ``outcome`` `None`: it has no end."""
 
     run: int
     origin: str

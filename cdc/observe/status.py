@@ -102,7 +102,8 @@ class TargetStatus:
     be reached now. The target is exactly consistent past ``consistent_at``, which is how the source was at
     ``consistent_time`` (by its clock; only where a backup was restored); ``awaits_cut_over`` says that this is yet to
     come. ``beside`` is the generation that is being loaded to take its place. ``slot`` is the one that serves it.
-    ``resyncs`` are the tables that are read again and not done yet.
+    ``resyncs`` are the tables that are read again and not done yet. ``left_load`` says what to do where the slot of a
+    load beside is not in use.
     """
 
     name: str
@@ -120,6 +121,7 @@ class TargetStatus:
     beside: GenerationStatus | None = None
     slot: str | None = None
     resyncs: tuple[ResyncStatus, ...] = ()
+    left_load: str | None = None
 
     @property
     def rows_applied(self) -> int:
@@ -296,6 +298,8 @@ class PipelineStatus:
                 said.append(
                     Text.assemble((f"{target.name}  ", "bold"), (_BESIDE, "yellow"), f": {target.beside.last_error}")
                 )
+            if target.left_load:
+                said.append(Text.assemble((f"{target.name}  ", "bold"), (_BESIDE, "yellow"), f": {target.left_load}"))
             said += [resync.render(target.name) for resync in target.resyncs]
             for stopped in target.stopped_tables:
                 said.append(

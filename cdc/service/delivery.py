@@ -109,8 +109,8 @@ class Delivery:
         self._acknowledgeable: Lsn | None = None
         self._wanted: dict[Relation, bool] = {}
         self._oids: frozenset[int] | None = None
-        self._restart_pause_s: Callable[[], float] = _no_pause
-        self._on_durable: Callable[[], None] = _nothing
+        self._restart_pause_s: Callable[[], float] = lambda: 0.0
+        self._on_durable: Callable[[], None] = lambda: None
         self._requests = Requests()
         self.resyncing = Resyncing(self, config, self._key, is_idle=loads)
         self._new_queue()
@@ -210,8 +210,8 @@ class Delivery:
     async def between_batches(self, work: Callable[[OwnedTarget], Awaitable[T]]) -> T:
         """Let ``work`` use the target's session and fence between two batches; returns what it returns.
 
-        It waits until the target is taken. An error of ``work`` is raised here, and the target is taken anew: what the
-        session holds is not known then.
+        It waits until the target is taken. An error of ``work`` is raised here. Where trying again cannot help, and the
+        session is as it was, that is all; otherwise the target is taken anew: what the session holds is not known then.
         """
         result = self._requests.put(work)
         self.queue.wake()
@@ -309,10 +309,12 @@ class Delivery:
             owned.planning.read_origins = partial(access.read_origins, self._config.source)
             self._oids = owned.planning.oids
             self._wanted.clear()
-            self._batch = [part for part in self._batch if not owned.positions.skips_all(part)]
+            self._batch = self.queue.without(self._batch, owned.positions.skips_all)
             self._moved(owned)
-            if self._has_lost_parts:
-                restart(f"target {self.name} is back, and needs the rest of a large transaction")
+            lacking = owned.positions.lacking(self.queue.gone)
+            if self._has_lost_parts or lacking:
+                what = f"what {', '.join(lacking)} did not get" if lacking else "the rest of a large transaction"
+                restart(f"target {self.name} is back, and needs {what}")
                 return
             try:
                 await self._apply_until_closed(owned, restart)
@@ -377,7 +379,7 @@ class Delivery:
         """Fill the batch from the queue, unless one waits to be tried again. What the target holds is left out."""
         while not self._batch and len(self.queue) and not self._closing.is_set():
             taken = self.queue.take(self._config.worker.max_batch_bytes)
-            self._batch = [part for part in taken if not owned.positions.skips_all(part)]
+            self._batch = self.queue.without(taken, owned.positions.skips_all)
         ends = next((index for index, part in enumerate(self._batch, 1) if owned.ends_batch(part)), None)
         if ends is not None:
             self.queue.put_back(self._batch[ends:])
@@ -385,14 +387,16 @@ class Delivery:
 
     async def _apply(self, owned: OwnedTarget) -> None:
         """Make the batch durable. Tables that cannot take it are stopped alone, where that is allowed."""
+        batch = self._batch  # of a large transaction the first part: all have its commit LSN
         try:
-            if self._batch[-1].is_last and self._batch[0].is_first:
-                await owned.apply(self._batch)
+            if batch[-1].is_last and batch[0].is_first:
+                await owned.apply(batch)
             else:
                 self._has_lost_parts = True
                 await owned.apply_large(self._stretches())
                 self._has_lost_parts = False
             self._batch = []
+            self.queue.forget(batch[-1])
             self._backoff.progressed()
         except (TableStopped, BatchRejected) as error:
             await self._reject(owned, error)
@@ -439,12 +443,3 @@ class Delivery:
         self.consistent_at, self.consistent_time = owned.consistent_at, owned.consistent_time
         self._on_durable()
         self.health.tell()
-
-
-def _no_pause() -> float:
-    """Before the first stream there is nothing to spare."""
-    return 0.0
-
-
-def _nothing() -> None:
-    """Before the first stream nobody listens."""

@@ -15,6 +15,8 @@ bootstrap's; this worker only ever drops one.
 2. The target's own lane runs on, until the target (and each of its tables) holds everything up to H.
 3. The own lane ends in good order.
 4. Its slot is dropped, by a statement that does so only while the shared slot is ours and stands at H or before.
+   Where no answer comes, the acknowledgement stays held, and the shared stream starts anew, so that the statement,
+   should it still be under way, finds the slot no more ours; then the source is asked whether the slot is there.
 5. The shared lane starts its stream anew, with that target. It begins at H or before; everybody skips what he holds.
 
 Killed between 1 and 4: the slot is there, the target has a lane of its own, and nothing has been lost. Killed between 4
@@ -43,8 +45,8 @@ from cdc.service.delivery import Delivery
 from cdc.service.heartbeats import Heartbeats
 from cdc.service.lane import Lane
 from cdc.service.slot_watch import SlotWatch
-from cdc.source.connection import connect
-from cdc.source.slot import Slot, drop_lane_slot, lane_slot, target_of
+from cdc.source.connection import Connection, connect
+from cdc.source.slot import Slot, drop_lane_slot, lane_slot, read_slot, target_of
 
 _log = structlog.get_logger(__name__)
 
@@ -250,27 +252,43 @@ class Lanes:
         return False
 
     async def _drop_slot(self, target: str, own: _OwnLane, goal: Lsn, stream: int) -> bool:
-        """Step 4. False when the slot may still be needed; then it is there."""
+        """Step 4. False when the slot may still be needed; then it is there. True, too, when that was never learnt."""
         held, sender = own.delivery.acknowledgeable, self._shared.sender_pid
         if self._stop.is_set() or held is None or not _holds(own, goal) or self._shared.streams != stream:
             return False
-        source = self._config.source
-        name = f"{source.application_name} lanes"
+        is_asked = False
         try:
-            async with (
-                asyncio.timeout(RELEASE_TIMEOUT_S),
-                await connect(source.dsn.get_secret_value(), application_name=name) as connection,
-            ):
+            async with asyncio.timeout(RELEASE_TIMEOUT_S), await self._connect() as connection:
                 while sender is not None:
+                    is_asked = True
                     try:
                         return await drop_lane_slot(connection, self._slot, target, sender=sender, held=held)
                     except SlotInUse:
+                        is_asked = False
                         await asyncio.sleep(_POLL_S)
         except TimeoutError:
-            _log.warning("the slot of a lane that has ended is still in use; it stays", target=target)
+            _log.warning("the slot of a lane that has ended was not dropped in time", target=target)
         except CdcError as error:
             _log.warning("the slot of a lane could not be dropped", target=target, reason=str(error), sql=error.sql)
-        return False
+        return is_asked and await self._is_dropped(target, own, stream)
+
+    async def _is_dropped(self, target: str, own: _OwnLane, stream: int) -> bool:
+        """Whether a slot is gone that was asked to be dropped, and no answer came. True when the worker stops first."""
+        self._shared.restart(f"it is to be seen whether the slot of target {target} is dropped")
+        while not self._stop.is_set() and self._own.get(target) is own:
+            # Only a stream that began since then shuts out that the statement is still to come.
+            if self._shared.streams != stream:
+                try:
+                    async with asyncio.timeout(RELEASE_TIMEOUT_S), await self._connect() as connection:
+                        return await read_slot(connection, lane_slot(self._slot, target)) is None
+                except (TimeoutError, CdcError):
+                    _log.warning("the source does not say whether the slot of a lane is dropped", target=target)
+            await _wait(self._stop, _POLL_S)
+        return True
+
+    async def _connect(self) -> Connection:
+        source = self._config.source
+        return await connect(source.dsn.get_secret_value(), application_name=f"{source.application_name} lanes")
 
 
 def _holds(own: _OwnLane, goal: Lsn) -> bool:

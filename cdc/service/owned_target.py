@@ -233,7 +233,7 @@ class OwnedTarget:
             counts = RowCounts(rows.inserted, rows.updated, rows.deleted, rows.truncated)
             for field in ("inserted", "updated", "deleted", "truncated"):
                 total[field] += getattr(counts, field)
-            self._counts[split(table)] = _sum(self._counts.get(split(table), RowCounts()), counts)
+            self._counts[split(table)] = self._counts.get(split(table), RowCounts()) + counts
         return total
 
     # --- committing
@@ -350,11 +350,15 @@ class OwnedTarget:
         self._metrics.table_resumed(table)
         self.planning.set_overlap(self.planning.overlap | {table})
 
-    def hold(self, table: str, why: CdcError) -> Lsn:
-        """Let ``table`` take nothing until its stop is released, and return the position that it has."""
+    def track_no_more(self) -> None:
+        """Nothing is read again any more."""
+        self.tracking = None
+        self._applier.read_again.clear()
+
+    def hold(self, table: str, why: CdcError) -> None:
+        """Let ``table``, of which the target says durably that it is stopped, take nothing until it is released."""
         self.positions.stop(table, self.position)
         self._stops.hold(table, self.position, why)
-        return self.positions.tables[table].held
 
     async def give_up(self, tables: Sequence[str]) -> None:
         """Leave tables (``schema.table``) out of the stream from now on; durable when it returns.
@@ -439,10 +443,6 @@ class OwnedTarget:
                 mend=stop.error.sql,
                 sqlstate=stop.error.server.sqlstate if stop.error.server else None,
             )
-
-
-def _sum(a: RowCounts, b: RowCounts) -> RowCounts:
-    return RowCounts(a.inserted + b.inserted, a.updated + b.updated, a.deleted + b.deleted, a.truncated + b.truncated)
 
 
 def _without_changes(part: Part) -> Part:

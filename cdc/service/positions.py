@@ -64,10 +64,25 @@ class Positions:
         own = self.tables.setdefault(table, TablePosition(self.target))
         own.stopped_from = commit_lsn if own.stopped_from is None else min(own.stopped_from, commit_lsn)
 
+    def of(self, table: str) -> Lsn:
+        """Up to where ``table`` holds everything."""
+        own = self.tables.get(table)
+        return self.target if own is None else own.held
+
     def stopped_from(self, table: str) -> Lsn | None:
         """From which commit record on the table takes nothing; `None` when it is not stopped."""
         own = self.tables.get(table)
         return None if own is None else own.stopped_from
+
+    def lacking(self, gone: Lsn | None) -> list[str]:
+        """Tables that go on from before the transaction ``gone``, which was read and will not be read again.
+
+        A table that went on when that was made durable, or left out because nobody needed it, stands behind it. These
+        did not: they were stopped then, and only a stream that starts anew brings them what they lack.
+        """
+        if gone is None:
+            return []
+        return [name for name, own in self.tables.items() if own.stopped_from is None and own.held <= gone]
 
     def after(self, parts: Sequence[Part], idle_at: Lsn | None = None) -> tuple[Lsn, dict[str, Lsn | None]]:
         """The target's position once ``parts`` are applied, and the own positions that change.

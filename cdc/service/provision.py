@@ -23,13 +23,18 @@ from cdc.routing.router import build_all_routes
 from cdc.source import catalog, heartbeat, publication, slot
 from cdc.source.connection import Connection
 from cdc.source.connection import connect as connect_source
-from cdc.target import migrations, position, table_state
+from cdc.target import migrations, position, resync_request, table_state
 from cdc.target.generation import generation_key
 from cdc.target.session import Session, target_errors
 from cdc.target.session import connect as connect_target
 
 Say = Callable[[str], None]
 """Told every step that was taken, one sentence each."""
+
+_GIVEN_UP = "it was given up (cdc teardown --load)"
+
+_LOCK_WAIT_S = 10
+"""How long to wait for a load that still writes into one of its tables."""
 
 
 async def setup(config: Config, say: Say) -> None:
@@ -108,14 +113,19 @@ async def _set_up_target(config: Config, session: Session, name: str, say: Say) 
         say(f"{name}: the schema cdc was up to date")
 
 
-def teardown_scope(config: Config, target: str | None) -> str:
-    """What `teardown` would remove, for the question that comes first. Raises `ConfigurationError` for no target."""
+def teardown_scope(config: Config, target: str | None, *, load_only: bool = False) -> str:
+    """What `teardown` or `give_up_load` would remove, for the question that comes first.
+
+    Raises `ConfigurationError` where there is no such target.
+    """
     if target is not None and target not in config.targets:
         guess = nearest(target, config.targets)
         raise ConfigurationError(
             f"--target: there is no target {target}{f'; did you mean {guess}?' if guess else ''}; "
             f"the configuration has {', '.join(config.targets)}"
         )
+    if load_only:
+        return f"what is being loaded beside the tables of target {target}, its slot included, and nothing else"
     if _is_partial(config, target):
         return f"the position of pipeline {config.pipeline} in target {target}, and nothing else"
     return (
@@ -168,6 +178,55 @@ async def teardown(config: Config, say: Say, *, target: str | None = None) -> No
             await _tear_down_source(config, source, say)
         else:
             say(f"source: nothing of pipeline {config.pipeline} was there")
+
+
+async def give_up_load(config: Config, say: Say, target: str) -> None:
+    """Remove what is being loaded beside a target's tables, and all that remembers it; durable when it returns.
+
+    That is its slot, its tables, its row in the target, and the open requests of `cdc resync` that it was for. The
+    present tables go on as they are, and the worker may run. It can be run again. Raises `SlotInUse` while that load
+    streams, before anything is removed; one that runs and does not stream yet fails with its next step.
+    """
+    teardown_scope(config, target)
+    name = f"{config.source.application_name} teardown"
+    async with AsyncExitStack() as stack:
+        source = await connect_source(config.source.dsn.get_secret_value(), application_name=name)
+        stack.push_async_callback(source.close)
+        dsn = for_asyncpg(config.targets[target].dsn.get_secret_value())
+        session = await connect_target(dsn, application_name=f"cdc teardown {config.pipeline}", target=target)
+        stack.push_async_callback(session.close)
+        is_set_up = not await migrations.pending(session)
+        beside = await position.read(session, generation_key(config.pipeline)) if is_set_up else None
+        present = await position.read(session, config.pipeline) if is_set_up else None
+        asked = await resync_request.read_open(session, config.pipeline) if is_set_up else []
+        asked = [request for request in asked if request.state == resync_request.SHADOW and not request.is_swapped]
+        own = {slot.load_slot(config.source.slot, target)}
+        if beside is not None and present is not None and present.state == "needs resync":
+            # What was to take the place of tables that nothing can be streamed to was loaded with the lane's slot.
+            own.add(slot.lane_slot(config.source.slot, target))
+        slots = [found for found in await _our_slots(config, source) if found.name in own]
+        if beside is None and not slots and not asked:
+            say(f"{target}: nothing is being loaded beside its tables")
+            return
+        for found in slots:
+            if found.active:
+                raise SlotInUse(
+                    f"the slot {found.name} is in use by the process {found.active_pid} of the source: end that `cdc "
+                    "bootstrap` or `cdc resync` first; nothing was removed"
+                )
+        # The slot first: where there is one and no row in the target, a load counts as swapped in.
+        await _drop_slots(source, slots, say)
+        if is_set_up:
+            with target_errors("giving up a load", session.where):
+                async with session.connection.transaction():
+                    await session.connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_WAIT_S}s'")
+                    for request in asked:
+                        await resync_request.fail(session, request, _GIVEN_UP, None)
+                    await _drop_beside(config, session, target, say)
+                    await position.forget_beside(session, config.pipeline)
+            for request in asked:
+                say(f"{target}: the request to read {request.table} again is ended")
+        say(f"{target}: what was being loaded beside its tables is given up; these go on as they are")
 
 
 async def _our_slots(config: Config, source: Connection) -> list[slot.Slot]:
@@ -233,9 +292,11 @@ async def _drop_beside(config: Config, session: Session, name: str, say: Say) ->
     beside = [state for state in states if state.created_by_cdc]
     with target_errors("dropping what was loaded beside", session.where):
         async with session.connection.transaction():
-            for state in beside:
-                table = quote_qualified(state.target_schema, state.target_table)
-                await session.connection.execute(f"DROP TABLE IF EXISTS {table}")
+            tables = [quote_qualified(state.target_schema, state.target_table) for state in beside]
+            if tables:
+                # In one statement, because foreign keys may lead from one to another.
+                await session.connection.execute(f"DROP TABLE IF EXISTS {', '.join(tables)}")
+            for table in tables:
                 say(f"{name}: {table}, which was being loaded beside, is dropped")
             for schema in sorted({state.target_schema for state in beside}):
                 if await session.connection.fetchval(statements.load("target", "schema_holds_nothing"), quote(schema)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from cdc.changes.transaction import Part
 from cdc.lsn import Lsn
@@ -17,7 +18,7 @@ class PartQueue:
     """Parts for one target, first in first out.
 
     ``full`` is a state, not a wall: the lane that sees it stops reading, and one part (bounded by itself) may be put
-    beyond the limit.
+    beyond the limit. ``gone`` is the commit record of the last transaction that was forgotten, if any was.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -28,6 +29,7 @@ class PartQueue:
         self._room.set()
         self.size = 0
         self.received = Lsn(0)
+        self.gone: Lsn | None = None
         self.closed = False
 
     def __len__(self) -> int:
@@ -91,6 +93,20 @@ class PartQueue:
         if not self.full:
             self._room.set()
         return taken
+
+    def without(self, parts: list[Part], is_held: Callable[[Part], bool]) -> list[Part]:
+        """Parts that were taken, without those that the target holds: these are forgotten."""
+        kept = []
+        for part in parts:
+            if is_held(part):
+                self.forget(part)
+            else:
+                kept.append(part)
+        return kept
+
+    def forget(self, part: Part) -> None:
+        """A part that was taken is of no more use: only the slot has it, and this stream does not bring it again."""
+        self.gone = part.commit_lsn if self.gone is None else max(self.gone, part.commit_lsn)
 
     def put_back(self, parts: list[Part]) -> None:
         """Return parts to the front, in their order."""

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from cdc.errors import CdcError
+from cdc.errors import CdcError, TerminalError
 from cdc.service.owned_target import OwnedTarget
 
 T = TypeVar("T")
@@ -42,7 +42,9 @@ class Requests:
                         result.set_exception(error)
                     else:
                         result.cancel()
-                raise
+                if not (isinstance(error, TerminalError) and owned.session.is_idle):
+                    raise
+                return  # what cannot be done is the trouble of whoever asked for it, not the target's
             if not result.done():
                 result.set_result(done)
 
@@ -50,6 +52,11 @@ class Requests:
         return result
 
     async def answer(self, owned: OwnedTarget) -> None:
-        """Do what waits. An error ends it: what the session holds is not known then, and the target is taken anew."""
+        """Do what waits.
+
+        An error ends it, because what the session holds is not known then: the target is taken anew. Not so when the
+        work is one that cannot be done (`TerminalError`) and all of it was rolled back. Work changes what is in memory
+        only after what is durable, so nothing of it is left.
+        """
         while self._waiting:
             await self._waiting.popleft()(owned)

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from cdc.bootstrap.rounds import first_error
@@ -33,7 +33,7 @@ UNSERVED_S = 10.0
 """After how long nobody can have overlooked a request: then no worker is there."""
 
 COUNT_S = 1.0
-"""How often the number of rows that are copied beside is written into the request."""
+"""How often the number of rows that are copied beside is written into the request at most."""
 
 Rebuild = Callable[[str, str, Callable[[int], None]], Awaitable[None]]
 """Builds a table (``schema.table`` at the source) of a target beside, and swaps it in; durable when it returns.
@@ -119,13 +119,15 @@ def _targets(config: Config, table: str, target: str | None) -> list[str]:
 
 @dataclass(slots=True)
 class _Counted:
-    """The rows that are copied beside so far."""
+    """The rows that are copied beside so far; ``changed`` when that is news."""
 
     rows: int
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def set(self, rows: int) -> None:
         """So many are in now."""
         self.rows = rows
+        self.changed.set()
 
 
 @dataclass(slots=True)
@@ -190,13 +192,12 @@ class _Followed:
 
     async def _note_rows(self, counted: _Counted) -> None:
         """Keep the request's number of rows up to date; no matter when that fails."""
-        written = counted.rows
         while True:
+            await counted.changed.wait()
+            counted.changed.clear()
+            with suppress(CdcError):
+                await self._record(row_count=counted.rows)
             await asyncio.sleep(COUNT_S)
-            if counted.rows != written:
-                written = counted.rows
-                with suppress(CdcError):
-                    await self._record(row_count=written)
 
     async def _record(self, **values: object) -> None:
         """On a session of its own: one that was idle while a table was built may be lost (hazard 20)."""

@@ -24,7 +24,7 @@ from cdc.source.chunks import KeyColumn, TableRead
 from cdc.source.connection import Connection, source_errors
 from cdc.source.publication import read_published
 from cdc.target.catalog import TargetTable, read_table
-from cdc.target.merge import ResyncTables
+from cdc.target.merge import ResyncTables, fixed_columns
 from cdc.target.schema import NewTable, new_table
 from cdc.target.session import Session, target_errors
 from cdc.target.table_plan import TableShape, plan_table
@@ -104,7 +104,10 @@ async def look(
     request: int,
     state: TableState | None,
 ) -> Layout:
-    """Put both sides together. Raises `TableStopped` where the rows cannot be written as they are."""
+    """Put both sides together. Raises `TableStopped` where the rows cannot be written as they are.
+
+    `SetupError` where a row that differs could only be deleted and written anew, and more hangs on it.
+    """
     config_of = config.targets[target]
     with target_errors("reading the catalog", session.where):
         table = await read_table(session.connection, route.target_schema, route.target_table)
@@ -120,6 +123,8 @@ async def look(
         triggers_disabled=session.triggers_disabled,
         is_shared=bool(into),
     ).shape
+    if shape.holds_more and shape.rewritten:
+        raise fixed_columns(session.where, shape)
     copy = plan_copy(
         route,
         source,

@@ -51,19 +51,20 @@ async def copy(errand: Errand, request: Request) -> None:
     ) as snapshot:
         layout, rows = await _stage(errand, request, snapshot.name)
     _log.info("resync has its rows", target=errand.target, table=request.table, lsn=str(snapshot.consistent_point))
-    await errand.do(lambda owned: _replace(errand, owned, request, layout, rows, snapshot.consistent_point))
-    errand.delivery.release(request.table)
+    if not await errand.do(lambda owned: _replace(errand, owned, request, layout, rows, snapshot.consistent_point)):
+        raise ChunkLost("the table did not wait")
 
 
 async def _hold(errand: Errand, owned: OwnedTarget, request: Request, layout: Layout) -> None:
     """Let the table take nothing more, durably; it keeps the position that it has."""
     state = await table_state.read(owned.session, errand.key)
     is_loaded = any(found.source_name == request.table and found.state != "copying" for found in state)
-    held = owned.hold(request.table, TableStopped(HELD))
     async with owned.fenced():
         await errand.execute(owned, layout.tables.create())
         if is_loaded:
-            await table_state.stop(owned.session, errand.key, layout.route, position=held, reason=HELD)
+            stands = owned.positions.of(request.table)
+            await table_state.stop(owned.session, errand.key, layout.route, position=stands, reason=HELD)
+    owned.hold(request.table, TableStopped(HELD))
 
 
 async def _stage(errand: Errand, request: Request, snapshot: str) -> tuple[Layout, int]:
@@ -99,16 +100,19 @@ async def _stage(errand: Errand, request: Request, snapshot: str) -> tuple[Layou
     return layout, int(tag.rpartition(" ")[2])
 
 
-async def _replace(errand: Errand, owned: OwnedTarget, request: Request, layout: Layout, rows: int, at: Lsn) -> None:
-    """Put the staged rows in the place of the table's, and let the table go on from ``at``."""
+async def _replace(errand: Errand, owned: OwnedTarget, request: Request, layout: Layout, rows: int, at: Lsn) -> bool:
+    """Put the staged rows in the place of the table's, and let the table go on from ``at``.
+
+    False, with nothing done: the target was taken anew meanwhile, and the table (one that was never loaded) is held no
+    more. When the target refuses the rows all is rolled back, and the request ends with that; the target streams on.
+    """
     session = owned.session
     held = owned.positions.tables.get(request.table)
     if held is None or held.stopped_from is None or held.held > at:
-        # The target was taken anew meanwhile, and the table (one that was never loaded) is held no more.
-        raise ChunkLost("the table did not wait")
+        return False
     async with owned.fenced():
         with target_errors(f"replacing rows of {request.table}", session.where):
-            await merge.replace_all(session.connection, layout.tables)
+            await merge.replace_all(session.connection, layout.tables, where=session.where)
             await session.connection.execute(merge.drop(request.request))
         await table_state.mark_streaming(
             session, errand.key, layout.route, consistent_from=at, source_oid=layout.source.relation.oid
@@ -121,3 +125,5 @@ async def _replace(errand: Errand, owned: OwnedTarget, request: Request, layout:
             chunk_count=1,
             consistent_from=str(at),
         )
+    errand.delivery.release(request.table)
+    return True

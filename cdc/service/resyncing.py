@@ -20,6 +20,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -39,7 +40,7 @@ from cdc.source.connection import connect
 from cdc.source.visibility import current_xid, wait_until_visible
 from cdc.target import resync_request as requests
 from cdc.target import table_state
-from cdc.target.remedies import again_command
+from cdc.target.remedies import again_command, resync_command
 from cdc.target.resync_request import Request
 
 if TYPE_CHECKING:
@@ -127,16 +128,42 @@ class Resyncing:
             return wait_s
         _log.warning("resync failed", target=self._target, table=request.table, reason=str(error), sql=error.sql)
         try:
-            async with open_session(self._config, self._target) as session:
-                if isinstance(error, TerminalError):
-                    await self._delivery.between_batches(_detach)
-                    await requests.fail(session, self._key, request, str(error), error.sql)
-                    self._delivery.release(request.table)
-                else:
+            if isinstance(error, TerminalError):
+                await self._delivery.between_batches(partial(self._end, request, error))
+            else:
+                async with open_session(self._config, self._target) as session:
                     await requests.record(session, request.request, says=f"{error}; it is tried again")
         except CdcError as unrecorded:
             _log.warning("resync cannot record that", target=self._target, reason=str(unrecorded))
         return wait_s
+
+    async def _end(self, request: Request, error: TerminalError, owned: OwnedTarget) -> None:
+        """The request has failed: durable when it returns.
+
+        A table that was not touched goes on as it was. One in overlap is neither what it was nor what the source has,
+        and in overlap nobody would see what it lacks: it is stopped until it is read again.
+        """
+        states = await table_state.read(owned.session, self._key)
+        found = next((state for state in states if state.source_name == request.table and state.is_overlap), None)
+        mend = error.sql or resync_command(request.table, self._target)
+        why = TableStopped(f"it was to be read again, and that failed: {error}", sql=mend)
+        async with owned.fenced():
+            await requests.fail(owned.session, request, str(error), error.sql)
+            if found is not None:
+                await table_state.stop(
+                    owned.session,
+                    self._key,
+                    resync_plan.route_for(self._config, self._target, request.source),
+                    position=owned.positions.of(request.table),
+                    reason=str(why),
+                    mend=mend,
+                )
+        owned.track_no_more()
+        if found is not None:
+            owned.hold(request.table, why)
+            self._delivery.metrics.table_stopped(request.table, "resync")
+        else:
+            self._delivery.release(request.table)
 
     async def _serve(self, request: Request) -> None:
         source = self._config.source
@@ -280,11 +307,6 @@ class Resyncing:
     async def _say(self, errand: Errand, request: Request, says: str) -> None:
         _log.info("resync waits", target=self._target, table=request.table, reason=says)
         await requests.record(errand.session, request.request, says=says)
-
-
-async def _detach(owned: OwnedTarget) -> None:
-    """Nothing is to be merged any more, nor to be read again."""
-    owned.tracking = None
 
 
 async def _tracking(owned: OwnedTarget) -> Tracking | None:

@@ -22,7 +22,7 @@ from rich.live import Live
 from cdc.config import Config, TargetConfig, for_asyncpg
 from cdc.errors import CdcError, SourceUnavailable, TargetUnavailable
 from cdc.lsn import Lsn
-from cdc.observe.remedies import LOAD_ALL_AGAIN
+from cdc.observe.remedies import LOAD_ALL_AGAIN, left_load
 from cdc.observe.resync_status import ResyncStatus
 from cdc.observe.status import (
     NOT_SET_UP,
@@ -35,11 +35,12 @@ from cdc.observe.status import (
     TableStatus,
     TargetStatus,
     fit,
+    size,
 )
 from cdc.source import connection as source_connection
 from cdc.source import heartbeat
 from cdc.source.clock import read_clock
-from cdc.source.slot import Slot, lane_slot, read_slots
+from cdc.source.slot import Slot, lane_slot, load_slot, read_slots
 from cdc.target import migrations, position, resync_request, session, table_state
 from cdc.target.generation import generation_key
 from cdc.target.position import TargetState
@@ -249,11 +250,12 @@ def _slot_status(slot: Slot) -> SlotStatus:
 def _target_status(seen: _Seen, source: SourceStatus, shared: str) -> TargetStatus:
     own = lane_slot(shared, seen.name)
     slot = own if any(one.name == own for one in source.slots) else shared
+    left = _left_load(seen.name, source, load_slot(shared, seen.name))
     if seen.error is not None:
-        return TargetStatus(seen.name, UNREACHABLE, last_error=seen.error, slot=slot)
+        return TargetStatus(seen.name, UNREACHABLE, last_error=seen.error, slot=slot, left_load=left)
     row = seen.row
     if row is None or not seen.is_set_up:
-        return TargetStatus(seen.name, NOT_SET_UP, last_error="run cdc setup", slot=slot)
+        return TargetStatus(seen.name, NOT_SET_UP, last_error="run cdc setup", slot=slot, left_load=left)
     lag_s = None
     if source.now is not None and row.heartbeat_at is not None:
         lag_s = max(0.0, (source.now - row.heartbeat_at).total_seconds())
@@ -278,7 +280,14 @@ def _target_status(seen: _Seen, source: SourceStatus, shared: str) -> TargetStat
         beside=_generation_status(seen, source),
         slot=slot,
         resyncs=tuple(_resync_status(request) for request in seen.resyncs),
+        left_load=left,
     )
+
+
+def _left_load(target: str, source: SourceStatus, name: str) -> str | None:
+    """What to do about the slot of a load beside that is not in use; `None` where there is none."""
+    slot = next((slot for slot in source.slots if slot.name == name and not slot.active), None)
+    return None if slot is None else left_load(slot.name, target, size(slot.retained_bytes))
 
 
 def _resync_status(request: Request) -> ResyncStatus:

@@ -60,7 +60,11 @@ class Stops:
 
     def recorded(self) -> set[str]:
         """Those of which the target says that they are stopped: unless somebody has had them loaded again meanwhile."""
-        return {stop.table for stop in self.current.values() if stop.is_recorded and not stop.is_held}
+        return {stop.table for stop in self.current.values() if stop.is_recorded}
+
+    def held(self) -> set[str]:
+        """Those that wait for whoever reads them again."""
+        return {stop.table for stop in self.current.values() if stop.is_held}
 
     def forget_unrecorded(self) -> list[str]:
         """Forget those that the target does not know of, and say which: what refused them is not ours any more."""

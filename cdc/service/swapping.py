@@ -101,6 +101,10 @@ async def swap_in(run: Run, lane: LoadLane, stream: LoadStream, name: str) -> No
         return reached
 
     is_attached = lane.slot == load_slot(config.source.slot, name)
+
+    async def go_on() -> None:
+        await stream.start()
+
     # The swap's transaction is open while the lane ends and the run takes the generation: on another session.
     swapping = await connect_target(loading.access.dsn, application_name=run.application_name, target=name)
     try:
@@ -111,6 +115,7 @@ async def swap_in(run: Run, lane: LoadLane, stream: LoadStream, name: str) -> No
                 swaps=swaps,
                 whole=loading.aim.routes.only is None,
                 caught_up=caught_up,
+                go_on=go_on,
                 say=run.progress.say,
                 state="streaming" if is_attached else "loading",
             )

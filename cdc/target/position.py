@@ -338,20 +338,29 @@ async def forget(session: Session, pipeline: str) -> bool:
     go first, by hand: in a session that disables triggers no foreign key cascades. A schema that an older version made
     lacks some of the tables.
     """
-    connection = session.connection
-    keys = [pipeline, generation_key(pipeline)]
     with target_errors("forgetting the pipeline", session.where):
-        async with connection.transaction():
-            tables = [row["name"] for row in await connection.fetch(statements.load("target", "kept_by_pipeline"))]
-            if "cdc.bootstrap_run" in tables:
-                await connection.execute(
-                    "DELETE FROM cdc.bootstrap_step WHERE run IN"
-                    " (SELECT run FROM cdc.bootstrap_run WHERE pipeline = ANY ($1))",
-                    keys,
-                )
-            for table in tables:
-                await connection.execute(f"DELETE FROM {table} WHERE pipeline = ANY ($1)", keys)
-            return not await connection.fetchval("SELECT EXISTS (SELECT FROM cdc.target)")
+        async with session.connection.transaction():
+            await _forget_rows(session, [pipeline, generation_key(pipeline)])
+            return not await session.connection.fetchval("SELECT EXISTS (SELECT FROM cdc.target)")
+
+
+async def forget_beside(session: Session, pipeline: str) -> None:
+    """Remove everything that is known about the generation beside, in the caller's transaction if there is one."""
+    with target_errors("forgetting a load", session.where):
+        async with session.connection.transaction():
+            await _forget_rows(session, [generation_key(pipeline)])
+
+
+async def _forget_rows(session: Session, keys: list[str]) -> None:
+    connection = session.connection
+    tables = [row["name"] for row in await connection.fetch(statements.load("target", "kept_by_pipeline"))]
+    if "cdc.bootstrap_run" in tables:
+        await connection.execute(
+            "DELETE FROM cdc.bootstrap_step WHERE run IN (SELECT run FROM cdc.bootstrap_run WHERE pipeline = ANY ($1))",
+            keys,
+        )
+    for table in tables:
+        await connection.execute(f"DELETE FROM {table} WHERE pipeline = ANY ($1)", keys)
 
 
 async def _update(session: Session, pipeline: str, fence: int, assignments: str, *values: object) -> None:

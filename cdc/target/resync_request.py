@@ -7,7 +7,6 @@ needed to go on is in the row, and in the tables that stand beside it (`cdc.targ
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -175,24 +174,15 @@ async def record_merged(session: Session, tables: ResyncTables, rows: int, *, st
     return found
 
 
-async def fail(session: Session, pipeline: str, request: Request, reason: str, mend: str | None) -> None:
-    """The request cannot be served: durable when it returns.
+async def fail(session: Session, request: Request, reason: str, mend: str | None) -> None:
+    """The request cannot be served, in the transaction that is open.
 
-    A table that is in overlap stays in it: it takes what is streamed, and is not what the source has. It says so.
+    A table that is in overlap must not stay in it: whoever owns the target stops it in the same transaction.
     """
     with target_errors("recording a request", session.where):
-        async with session.connection.transaction():
-            await record(session, request.request, state=FAILED, reason=reason, mend=mend)
-            await session.connection.execute(
-                "UPDATE cdc.target_table SET reason = $4, mend = $5 WHERE pipeline = $1"
-                " AND source_schema = $2 AND source_table = $3 AND state = 'overlap'",
-                pipeline,
-                *request.source,
-                f"it was to be read again, and that failed: {reason}",
-                mend or f"cdc resync {shlex.quote(request.table)}",
-            )
-            await session.connection.execute(drop(request.request))
-            await end_run(session, request, reason)
+        await record(session, request.request, state=FAILED, reason=reason, mend=mend)
+        await session.connection.execute(drop(request.request))
+        await end_run(session, request, reason)
 
 
 async def end_overlap(session: Session, pipeline: str, request: Request, tables: ResyncTables, at: Lsn) -> None:

@@ -92,6 +92,11 @@ class Session:
     triggers_disabled: bool
     server_version: int
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is open, and in no transaction."""
+        return not self.connection.is_closed() and not self.connection.is_in_transaction()
+
     async def close(self) -> None:
         """End the session; a server that no longer answers is not waited for."""
         if self.connection.is_closed():

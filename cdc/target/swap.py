@@ -18,7 +18,7 @@ Why readers do not suffer: `cdc.target.swap_lock`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -45,6 +45,8 @@ __all__ = ["CaughtUp", "SwapResult", "TableSwap", "swap"]
 
 Say = Callable[[str], None]
 
+GoOn = Callable[[], Awaitable[None]]
+
 
 @dataclass(frozen=True, slots=True)
 class SwapResult:
@@ -65,6 +67,7 @@ async def swap(
     whole: bool,
     caught_up: CaughtUp,
     say: Say,
+    go_on: GoOn | None = None,
     state: str = "streaming",
     catch_up_s: float = CATCH_UP_S,
     patience_s: float | None = None,
@@ -82,6 +85,7 @@ async def swap(
             cancelled after ``catch_up_s`` seconds and called again in a later try: it must leave the lane running when
             it is cancelled, and start it again when it finds it ended.
         say: Told what is waited for, and what else an operator should know.
+        go_on: Lets the lane run on, which a try may have ended; called after each that another is to follow.
         state: The target's state afterwards, where a whole generation is swapped in.
         catch_up_s: How long readers may have to wait for ``caught_up``.
         patience_s: How long to go on trying to get the locks; for ever unless given.
@@ -114,7 +118,13 @@ async def swap(
         with attempt:
             tries += 1
             attempted = _Attempt(session, pipeline, swaps, whole, caught_up, say, state, catch_up_s)
-            result, foreign_keys = await attempted.run()
+            try:
+                result, foreign_keys = await attempted.run()
+            except TargetUnavailable:
+                if go_on is not None and not session.connection.is_closed():
+                    # The next try may come to nothing for hours, and the slot keeps what the lane does not stream.
+                    await go_on()
+                raise
     await _validate(session, foreign_keys, say)
     return SwapResult(result.position, result.tables, result.views, tries, result.held_s)
 

@@ -104,7 +104,6 @@ async def record(connection: asyncpg.Connection, pipeline: str, swaps: Sequence[
     else:
         await connection.execute(statements.load("target", "swap_advance_whole"), pipeline, key, state)
         await connection.execute("DELETE FROM cdc.backup_load WHERE pipeline = $1", pipeline)
-        await connection.execute("UPDATE cdc.backup_load SET pipeline = $1 WHERE pipeline = $2", pipeline, key)
     await connection.execute("DELETE FROM cdc.backup_load WHERE pipeline = $1", key)
     # What the enrichment made of the present tables was carried over with them, so what is recorded of it stays true.
     await connection.execute(
@@ -114,5 +113,4 @@ async def record(connection: asyncpg.Connection, pipeline: str, swaps: Sequence[
         key,
     )
     await connection.execute("DELETE FROM cdc.enrichment WHERE pipeline = $1", key)
-    await connection.execute("UPDATE cdc.bootstrap_run SET pipeline = $1 WHERE pipeline = $2", pipeline, key)
     await connection.execute("DELETE FROM cdc.target WHERE pipeline = $1", key)

@@ -64,7 +64,9 @@ class TableShape:
     - ``key_is_unique``: the target itself refuses a second row of the same key, at once.
     - ``key_is_arbiter``: it does so by an index of exactly the key's columns, which ON CONFLICT can name.
     - ``copies_directly``: COPY may write rows straight into the table.
-    - ``keeps_rows``: a changed key must keep the row (it is referred to, or has columns of the target's own).
+    - ``holds_more``: more hangs on a row than what is routed: foreign keys that fire refer to the table, or it has
+      columns of the target's own. So a row is never deleted in order to be written anew.
+    - ``keeps_rows``: it holds more, and so a changed key must keep the row.
     - ``replaces_rows``: the key cannot be updated (identity ALWAYS), the row must be written anew.
     - ``loses_rows``: the target may have deleted rows by itself (ON DELETE CASCADE), so a missing one is no error.
     - ``all_columns``: every column of the target's table that can be written.
@@ -81,6 +83,7 @@ class TableShape:
     key_is_unique: bool
     key_is_arbiter: bool
     copies_directly: bool
+    holds_more: bool
     keeps_rows: bool
     replaces_rows: bool
     loses_rows: bool
@@ -98,6 +101,12 @@ class TableShape:
     def is_insert_only(self) -> bool:
         """Whether nothing identifies a row."""
         return not self.key and not self.matches_whole_row
+
+    @property
+    def rewritten(self) -> tuple[str, ...]:
+        """Columns beside the key that no UPDATE can change (identity ALWAYS)."""
+        places = [place for place in self.written if place not in self.key]
+        return tuple(self.columns[place].name for place in places if not self.columns[place].is_updatable)
 
     @property
     def written(self) -> tuple[int, ...]:
@@ -177,8 +186,8 @@ def plan_table(
     columns, direct = planner.columns(found, projection, as_text)
     key_names = {projection.target_columns[place] for place in key or ()}
     fires = not triggers_disabled
-    referenced = fires and bool(found.referenced_by)
     all_columns = tuple(column.name for column in found.columns if not column.generated)
+    holds_more = (fires and bool(found.referenced_by)) or not set(all_columns) <= set(projection.target_columns)
     replaces_rows = any(not columns[place].is_updatable and columns[place].is_written for place in key or ())
     shape = TableShape(
         schema=found.schema,
@@ -189,7 +198,8 @@ def plan_table(
         key_is_unique=any(k.is_immediate and set(k.columns) <= key_names for k in found.unique_keys),
         key_is_arbiter=any(k.is_immediate and set(k.columns) == key_names for k in found.unique_keys),
         copies_directly=direct,
-        keeps_rows=(referenced or not set(all_columns) <= set(projection.target_columns)) and not replaces_rows,
+        holds_more=holds_more,
+        keeps_rows=holds_more and not replaces_rows,
         replaces_rows=replaces_rows,
         loses_rows=fires and any(k.on_delete == "c" for k in found.foreign_keys),
         all_columns=all_columns,

@@ -82,6 +82,14 @@ class RowCounts:
     deleted: int = 0
     truncated: int = 0
 
+    def __add__(self, more: RowCounts) -> RowCounts:
+        return RowCounts(
+            self.inserted + more.inserted,
+            self.updated + more.updated,
+            self.deleted + more.deleted,
+            self.truncated + more.truncated,
+        )
+
 
 TableName = tuple[str, str]
 """Schema and name of a table at the source."""

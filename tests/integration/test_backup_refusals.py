@@ -77,7 +77,7 @@ async def test_a_backup_that_cannot_be_joined_to_the_stream_is_refused_and_the_n
         (text, "plain|custom format|no archive"),
         (packed_cut, "cut short or damaged"),
         (tmp_path / "missing.pgsql", "there is no file"),
-        (tmp_path, "there is no file"),
+        (tmp_path, "but a directory"),
     ):
         await refused(config, file, message, internal)
 

@@ -41,12 +41,14 @@ def pull_the_plug() -> None:
 
 
 async def set_up_the_stream(config: Config, directory: Path, *targets: str) -> None:
-    """A first try with a backup that is older than the stream: slot and heartbeat are there afterwards."""
-    too_old = dump(config.source.dsn.get_secret_value(), directory / "too-old.pgsql")
+    """Two first tries, without a backup and with one that is older than the stream: afterwards that is set up."""
+    too_old = directory / "too-old.pgsql"
+    scope = Scope(targets=targets or None)
+    with pytest.raises(SetupError, match="make the dump"):
+        await loading.bootstrap(config, scope=scope, from_backup=BackupChoice(directory / "no"), progress=Silence())
+    dump(config.source.dsn.get_secret_value(), too_old, "--exclude-table=cdc.heartbeat")
     with pytest.raises(SetupError, match="make the dump now"):
-        await loading.bootstrap(
-            config, scope=Scope(targets=targets or None), from_backup=BackupChoice(too_old), progress=Silence()
-        )
+        await loading.bootstrap(config, scope=scope, from_backup=BackupChoice(too_old), progress=Silence())
 
 
 @pytest.mark.parametrize("step", ["catch-up", "primary key"])
@@ -161,7 +163,7 @@ async def test_what_makes_a_load_impossible_is_said_before_anything_is_made(
     internal = make_target()
     config = backup_config(source, {"internal": follow(internal)}, directory=str(tmp_path))
     for choice, error, says in (
-        (BackupChoice(tmp_path / "missing.pgsql"), SetupError, "there is no file"),
+        (BackupChoice(tmp_path / "missing" / "good.pgsql"), SetupError, "there is no directory"),
         (BackupChoice(), ConfigurationError, "SCALINGO_APP"),
     ):
         with pytest.raises(error, match=says):

@@ -212,7 +212,7 @@ async def test_killed_while_copying_and_around_the_swap_it_goes_on(source: Datab
             swapped = target.fetchval("SELECT 'lines'::regclass::oid")
             status = await pipeline.status()
             (request,) = status.targets[0].resyncs
-            assert (request.table, request.way, request.rows) == ("public.lines", "shadow", 500)
+            assert (request.table, request.way) == ("public.lines", "shadow")
             assert "its new table is in place" in request.says
             await pipeline.assert_caught_up_and_equal()
             status_code, printed = await pipeline.cdc("resync", "public.lines")

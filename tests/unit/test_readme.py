@@ -238,7 +238,8 @@ def test_operations_has_every_alert_with_its_severity() -> None:
 
 def test_operations_explains_every_state() -> None:
     explained = {cells[0].strip("`") for cells in rows(section(OPERATIONS, "What each state means"))}
-    schema = (ROOT / "sql" / "target" / "0001_schema.sql").read_text(encoding="utf-8")
+    versions = ("0001_schema.sql", "0003_bootstrap.sql")
+    schema = "".join((ROOT / "sql" / "target" / name).read_text(encoding="utf-8") for name in versions)
     stored = {state for states in re.findall(r"state IN \((.*?)\)", schema) for state in re.findall(r"'(.*?)'", states)}
     assert explained == {*stored, *STATES, NOT_SET_UP, UNREACHABLE}
     wal = {cells[0].strip("`") for cells in rows(section(OPERATIONS, "The slot and the WAL it keeps"))}
