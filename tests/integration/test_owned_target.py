@@ -48,18 +48,27 @@ async def session(target: Database) -> AsyncIterator[Session]:
 
 
 async def owned(
-    session: Session, *, state: str = "streaming", loads: bool = False, stops: Stops | None = None
+    session: Session,
+    *,
+    state: str = "streaming",
+    loads: bool = False,
+    stops: Stops | None = None,
+    held: Lsn = HELD,
+    now: SourceHistory | None = None,
 ) -> OwnedTarget:
-    """A target at POSITION with one table, ``slow``, that is catching up from HELD; ``loads``: taken to be loaded."""
+    """A target at POSITION with one table, ``slow``, that is catching up from HELD; ``loads``: taken to be loaded.
+
+    ``now`` is what the source is when it is taken.
+    """
     fence = (await position.take(session, "cdc")).fence
     history = History("7", 1, "cdc", INCARNATION)
     await position.record_history(session, "cdc", fence, history, POSITION, state=state)
-    await table_state.mark_streaming(session, "cdc", ROUTE, consistent_from=HELD)
+    await table_state.mark_streaming(session, "cdc", ROUTE, consistent_from=held)
     return await take(
         session,
         "cdc",
         TargetRoutes(TargetConfig.model_validate({"dsn": "postgresql://x/y", "include": ["public.*"]})),
-        SourceHistory("7", 1, (), END, "cdc", HELD, False, INCARNATION),
+        now if now is not None else SourceHistory("7", 1, (), END, "cdc", HELD, False, INCARNATION),
         loads=loads,
         stops=stops if stops is not None else Stops(),
         metrics=Metrics("cdc").target("internal"),
@@ -119,6 +128,16 @@ async def test_a_message_that_only_looks_like_a_heartbeat_stops_nothing(session:
     target = await owned(session)
     await target.apply([heartbeat(POSITION, 1, content=content)])
     assert target.position == POSITION + 8
+
+
+@pytest.mark.parametrize(("fork", "states"), [(POSITION + 0x10, ["copying"]), (END, ["streaming"])])
+async def test_a_table_that_was_loaded_ahead_is_given_up_where_its_timeline_ended_before_that(
+    session: Session, target: Database, fork: int, states: list[str]
+) -> None:
+    now = SourceHistory("7", 2, ((1, Lsn(fork)),), END, "cdc", HELD, False, INCARNATION)
+    await owned(session, held=Lsn(POSITION + 0x100), now=now)
+    assert [state for (state,) in target.fetch("SELECT state FROM cdc.target_table")] == states
+    assert target.fetch("SELECT timeline, state FROM cdc.target") == [(2, "streaming")]
 
 
 async def test_a_target_that_is_being_loaded_is_left_to_its_bootstrap(session: Session, target: Database) -> None:
