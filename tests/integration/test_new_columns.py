@@ -94,6 +94,19 @@ async def test_hazard_14_a_default_that_nobody_can_repeat_asks_for_the_table_to_
         assert state.mend == "cdc resync public.answers --target internal"
         (found,) = [one for one in await checkup.check(pipeline.config) if one.subject == "public.answers"]
         assert found.mend == state.mend
+
+
+async def test_hazard_14_the_command_that_a_stopped_table_asks_for_loads_it_again(
+    source: Database, make_target: MakeDatabase
+) -> None:
+    source.execute(TABLE)
+    async with Pipeline(source, {"internal": follow(make_target())}) as pipeline:
+        await pipeline.load()
+        await pipeline.start()
+        source.execute("ALTER TABLE answers ADD COLUMN d uuid DEFAULT gen_random_uuid()")
+        source.execute("INSERT INTO answers (id, value) VALUES (11, 'after')")
+        state = await pipeline.table_in_state("internal", "public.answers", "stopped")
+        assert state.mend is not None
         status, printed = await pipeline.cdc(*state.mend.split()[1:])
         assert (status, "public.answers was read again" in printed) == (0, True), printed
 
