@@ -3,7 +3,7 @@
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 BIN := .venv/bin
-PROCESSES ?= 2
+PROCESSES ?= 3
 
 .PHONY: setup demo test lint types bench bench-bootstrap test-matrix pins clean
 

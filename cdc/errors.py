@@ -160,8 +160,15 @@ class TargetLoading(TransientError):
     ``needs_nothing`` says that it has no position yet, so that it needs nothing of any slot.
     """
 
-    def __init__(self, message: str, *, needs_nothing: bool = False) -> None:
-        super().__init__(message)
+    def __init__(
+        self,
+        message: str,
+        *,
+        sql: str | None = None,
+        server: ServerError | None = None,
+        needs_nothing: bool = False,
+    ) -> None:
+        super().__init__(message, sql=sql, server=server)
         self.needs_nothing = needs_nothing
 
 

@@ -10,11 +10,11 @@ from cdc.bootstrap.progress import LogLines, ProgressBars, Summary, TargetSummar
 from cdc.lsn import Lsn
 
 
-def test_a_summary_is_a_sentence_per_target_and_then_the_warnings() -> None:
+def test_a_summary_ends_with_a_sentence_per_target() -> None:
     of_target = TargetSummary("internal", 2, 2003, 1_500_000, 12.34, Lsn.parse("0/16B3748"))
     assert str(Summary({"internal": of_target}, ("look at this",))).splitlines() == [
-        "internal: 2 tables, 2,003 rows, 1.5 MB copied in 12.3 s; consistent from 0/16B3748 on.",
         "warning: look at this",
+        "internal: 2 tables, 2,003 rows, 1.5 MB copied in 12.3 s; consistent from 0/16B3748 on.",
     ]
 
 
