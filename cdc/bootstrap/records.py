@@ -9,37 +9,9 @@ from dataclasses import dataclass, field
 from cdc.bootstrap.progress import Progress
 from cdc.bootstrap.targets import Loading
 from cdc.config import Config
-from cdc.errors import CdcError, TargetUnavailable
+from cdc.errors import CdcError
+from cdc.target.lasting_session import LastingSession
 from cdc.target.run_record import RunRecord, Step, begin_run
-from cdc.target.session import Session, connect, target_errors
-
-
-@dataclass(slots=True)
-class _Sessions:
-    """The one session that records are written on; another one where it was lost."""
-
-    dsn: str
-    application_name: str
-    target: str
-    session: Session | None = None
-
-    async def ready(self) -> Session:
-        """The session, once it has answered."""
-        if self.session is not None:
-            try:
-                with target_errors("using the session", self.session.where):
-                    await self.session.connection.execute("SELECT 1")
-                return self.session
-            except TargetUnavailable:
-                await self.close()
-        self.session = await connect(self.dsn, application_name=self.application_name, target=self.target)
-        return self.session
-
-    async def close(self) -> None:
-        """Close the session."""
-        session, self.session = self.session, None
-        if session is not None:
-            await session.close()
 
 
 @dataclass(slots=True)
@@ -63,7 +35,7 @@ class Records:
         """Record in every target that a run begins, on sessions that are closed with ``stack``."""
         runs = {}
         for name, loading in loadings.items():
-            sessions = _Sessions(loading.access.dsn, loading.application_name, name)
+            sessions = LastingSession(loading.access.dsn, loading.application_name, name)
             stack.push_async_callback(sessions.close)
             runs[name] = await begin_run(sessions.ready, config.pipeline, name, origin)
         return cls(progress, runs)

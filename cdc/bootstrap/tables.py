@@ -30,12 +30,12 @@ from cdc.target.table_state import mark_copying, mark_overlap, mark_streaming
 T = TypeVar("T")
 
 
-async def try_again(work: Callable[[], Awaitable[T]]) -> T:
-    """Do ``work``, again after a jittered wait while the target cannot, `TRIES` times at most."""
+async def try_again(work: Callable[[], Awaitable[T]], *, tries: int = TRIES) -> T:
+    """Do ``work``, again after a jittered wait while the target cannot, ``tries`` times at most."""
     retrying = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type(TargetUnavailable),
         wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
-        stop=tenacity.stop_after_attempt(TRIES),
+        stop=tenacity.stop_after_attempt(tries),
         reraise=True,
     )
     return await retrying(work)

@@ -189,6 +189,37 @@ async def take(config: Config, aim: Aim, session: Session, routes: Sequence[Rout
     if aim.is_beside:
         await position.register(session, aim.key, aim.target, only_tables=aim.routes.only)
     ownership = await position.take(session, aim.key)
+    return await _loading(config, aim, session, ownership, routes)
+
+
+async def look(config: Config, aim: Aim, routes: Sequence[Route]) -> Loading:
+    """The same without taking it: for what needs no fence. On a session of its own, which the caller closes."""
+    dsn = for_asyncpg(config.targets[aim.target].dsn.get_secret_value())
+    session = await connect(dsn, application_name=application_name(config), target=aim.target)
+    try:
+        state = await position.read(session, aim.key)
+        if state is None:
+            raise SetupError(f"{session.where} is not set up for pipeline {config.pipeline!r}: run `cdc setup` first")
+        ownership = Ownership(
+            aim.key,
+            state.target,
+            state.fence,
+            state.state,
+            state.position,
+            state.history,
+            state.cut_over_heartbeat,
+            state.consistent_at,
+            state.consistent_time,
+        )
+        return await _loading(config, aim, session, ownership, routes)
+    except BaseException:
+        await session.close()
+        raise
+
+
+async def _loading(
+    config: Config, aim: Aim, session: Session, ownership: Ownership, routes: Sequence[Route]
+) -> Loading:
     dsn = for_asyncpg(config.targets[aim.target].dsn.get_secret_value())
     return Loading(
         aim=aim,
@@ -198,36 +229,6 @@ async def take(config: Config, aim: Aim, session: Session, routes: Sequence[Rout
         ownership=ownership,
         routes=aim.routes.places(tuple(routes)),
         states={state.source_name: state for state in await table_state.read(session, aim.key)},
-        incremental=_incremental(config, aim),
-    )
-
-
-async def look(config: Config, aim: Aim, routes: Sequence[Route]) -> Loading:
-    """The same without taking it: for what needs no fence. On a session of its own, which the caller closes."""
-    dsn = for_asyncpg(config.targets[aim.target].dsn.get_secret_value())
-    session = await connect(dsn, application_name=application_name(config), target=aim.target)
-    state = await position.read(session, aim.key)
-    if state is None:
-        raise SetupError(f"{session.where} is not set up for pipeline {config.pipeline!r}: run `cdc setup` first")
-    ownership = Ownership(
-        aim.key,
-        state.target,
-        state.fence,
-        state.state,
-        state.position,
-        state.history,
-        state.cut_over_heartbeat,
-        state.consistent_at,
-        state.consistent_time,
-    )
-    return Loading(
-        aim=aim,
-        access=TargetAccess(name=aim.target, dsn=dsn, pipeline=aim.key, fence=state.fence),
-        application_name=application_name(config),
-        session=session,
-        ownership=ownership,
-        routes=aim.routes.places(tuple(routes)),
-        states={one.source_name: one for one in await table_state.read(session, aim.key)},
         incremental=_incremental(config, aim),
     )
 

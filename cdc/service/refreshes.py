@@ -16,16 +16,17 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 import structlog
-import tenacity
 from cronsim import CronSim
 
 from cdc import statements
+from cdc.bootstrap.tables import try_again
 from cdc.config import Config, for_asyncpg
-from cdc.errors import CdcError, SetupError, TargetUnavailable
+from cdc.errors import CdcError, SetupError
 from cdc.identifiers import quote_qualified
 from cdc.observe.metrics import Metrics
 from cdc.routing.patterns import split
-from cdc.target.session import Session, connect, target_errors
+from cdc.target.lasting_session import LastingSession
+from cdc.target.session import target_errors
 
 _log = structlog.get_logger(__name__)
 
@@ -94,15 +95,15 @@ async def refresh_target(config: Config, target: str, notify: Notify, metrics: M
     """Refresh what there is to refresh in one target, and tell of it where that is anything."""
     log = _log.bind(target=target)
     dsn = for_asyncpg(config.targets[target].dsn.get_secret_value())
-    sessions = _Sessions(dsn, f"cdc refresh {config.pipeline}", target)
+    sessions = LastingSession(dsn, f"cdc refresh {config.pipeline}", target)
     failed: list[str] = []
     views: list[str] = []
     try:
-        views = await _again(partial(_views, sessions, config.pipeline))
+        views = await try_again(partial(_views, sessions, config.pipeline), tries=TRIES)
         for view in views:
             begun = time.monotonic()
             try:
-                await _again(partial(_refresh, sessions, view))
+                await try_again(partial(_refresh, sessions, view), tries=TRIES)
             except CdcError as error:
                 failed.append(view)
                 metrics.target(target).refresh_failed(error)
@@ -124,45 +125,14 @@ async def refresh_target(config: Config, target: str, notify: Notify, metrics: M
         )
 
 
-class _Sessions:
-    """One session on a target; another one where that was lost."""
-
-    def __init__(self, dsn: str, application_name: str, target: str) -> None:
-        self._dsn = dsn
-        self._application_name = application_name
-        self._target = target
-        self._session: Session | None = None
-
-    async def ready(self) -> Session:
-        if self._session is None or self._session.connection.is_closed():
-            self._session = await connect(self._dsn, application_name=self._application_name, target=self._target)
-        return self._session
-
-    async def close(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
-
-
-async def _again(work: Callable[[], Awaitable[T]]) -> T:
-    """Do ``work``, a few times while the target is away or busy."""
-    retrying = tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception_type(TargetUnavailable),
-        wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
-        stop=tenacity.stop_after_attempt(TRIES),
-        reraise=True,
-    )
-    return await retrying(work)
-
-
-async def _views(sessions: _Sessions, pipeline: str) -> list[str]:
+async def _views(sessions: LastingSession, pipeline: str) -> list[str]:
     session = await sessions.ready()
     with target_errors("reading what is to be refreshed", session.where):
         rows = await session.connection.fetch(statements.load("target", "refresh_views"), pipeline)
     return [row["name"] for row in rows]
 
 
-async def _refresh(sessions: _Sessions, view: str) -> None:
+async def _refresh(sessions: LastingSession, view: str) -> None:
     session = await sessions.ready()
     name = quote_qualified(*split(view))
     with target_errors(f"refreshing {view}", session.where):
