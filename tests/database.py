@@ -152,7 +152,9 @@ class Database:
         for (gid,) in self.fetch("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"):
             self.execute("ROLLBACK PREPARED '" + gid.replace("'", "''") + "'")
         self.close()
-        with psycopg.connect(self.server.dsn(), autocommit=True) as connection:
+        # A test that failed may have left a server whose commits wait for a standby that is not there.
+        options = "-c synchronous_commit=local -c statement_timeout=60s"
+        with psycopg.connect(self.server.dsn(), autocommit=True, options=options) as connection:
             # Nobody may connect again between the end of a walsender and the drop of its slot.
             connection.execute(f"ALTER DATABASE {quote(self.name)} ALLOW_CONNECTIONS false")
             connection.execute(

@@ -153,15 +153,17 @@ class Cluster:
         binaries: Path | None = None,
         settings: Mapping[str, str | int] | None = None,
         hba: Sequence[str] = (),
+        parent: Path | None = None,
     ) -> None:
         """Initialise a cluster; `start` is yet to be called.
 
         ``settings`` are lines of postgresql.conf; ``hba`` are lines of pg_hba.conf that come before the last ones,
-        which trust everybody on this machine. Raises `SetupError` when ``initdb`` fails.
+        which trust everybody on this machine; ``parent`` is where its directory is made, instead of the directory for
+        temporary files. Raises `SetupError` when ``initdb`` fails.
         """
         self._account = Account.for_servers()
         self.binaries = _readable(find_binaries(binaries), self._account)
-        self.directory = _directory(self._account)
+        self.directory = _directory(self._account, parent)
         self._guard = _Guard(self.directory)
         self._process: subprocess.Popen[bytes] | None = None
         self.data = self.directory / "data"
@@ -311,16 +313,16 @@ class _Guard:
             self._process.communicate(b"done\n")
 
 
-def _directory(account: Account) -> Path:
-    """A temporary directory that the account owns and can reach."""
-    for parent in (Path(tempfile.gettempdir()), Path("/tmp")):
-        directory = Path(tempfile.mkdtemp(prefix="cdc-", dir=parent)).resolve()
+def _directory(account: Account, parent: Path | None = None) -> Path:
+    """A new directory that the account owns and can reach, under ``parent`` or where temporary files are."""
+    for place in (parent or Path(tempfile.gettempdir()), Path("/tmp")):
+        directory = Path(tempfile.mkdtemp(prefix="cdc-", dir=place)).resolve()
         account.own(directory)
         short = len(str(directory)) <= _LONGEST_DIRECTORY
         if short and _may_run(["/bin/sh", "-c", 'cd "$1"', "sh", directory], account):
             return directory
         directory.rmdir()
-    raise SetupError(f"the user that runs PostgreSQL cannot reach {parent}: set TMPDIR to a directory that it can read")
+    raise SetupError(f"the user that runs PostgreSQL cannot reach {place}: set TMPDIR to a directory that it can read")
 
 
 def _readable(binaries: Path, account: Account) -> Path:

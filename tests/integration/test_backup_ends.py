@@ -16,7 +16,6 @@ import psycopg
 import pytest
 
 from cdc.bootstrap.backup import BackupChoice
-from cdc.demo.postgres import Cluster
 from cdc.errors import SetupError
 from cdc.service import loading
 from cdc.source import heartbeat
@@ -24,15 +23,8 @@ from tests.backup import Steps, backup_config, bootstrap_settings, standby_of, w
 from tests.bootstrap import follow, rows, set_up, states, until
 from tests.conftest import MakeDatabase, MakeServer
 from tests.database import Database
+from tests.held_commits import HELD, hold_commits, release_commits
 from tests.scalingo import StandIn
-
-HELD = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-
-
-def hold_commits(server: Cluster, standby: str) -> None:
-    """Let commits wait for a standby that is not there (only of sessions that ask for it); or for none."""
-    server.configure({"synchronous_standby_names": standby})
-    server.reload()
 
 
 @asynccontextmanager
@@ -84,7 +76,7 @@ async def test_what_is_being_committed_when_slot_or_backup_begin_is_there_exactl
         asyncio.TaskGroup() as group,
     ):
         # The lower end: a commit record that is written just before the slot's start, when nobody sees it yet.
-        hold_commits(server, "nobody")
+        hold_commits(server)
         xid = await begin(first)
         running = group.create_task(loading.bootstrap(config, from_backup=BackupChoice(), progress=steps))
         await somebody_waits_for(source, xid)
@@ -102,7 +94,7 @@ async def test_what_is_being_committed_when_slot_or_backup_begin_is_there_exactl
         peeked = b"".join(source.changes(config.source.slot, config.source.publication_names, peek=True))
         assert b"held below" not in peeked, "the slot streams it: the end that is to be shown was not met"
         assert scalingo.backups == []
-        hold_commits(server, "")
+        release_commits(server)
         await held_commit
         await until(lambda: not source.fetchval(HELD))
         assert scalingo.backups == []
@@ -111,7 +103,7 @@ async def test_what_is_being_committed_when_slot_or_backup_begin_is_there_exactl
         # The upper end: what the backup does not see, written before the heartbeat that it sees last; and what it sees,
         # written after the next heartbeat, which it does not see.
         await until(lambda: scalingo.backups)
-        hold_commits(server, "nobody")
+        hold_commits(server)
         held_commit = group.create_task(held.execute("INSERT INTO a VALUES (5, 'held above')"))
         held_beat = group.create_task(heartbeat.beat(beating, "cdc"))
         await until(lambda: source.fetchval(HELD) == 2)
@@ -119,7 +111,7 @@ async def test_what_is_being_committed_when_slot_or_backup_begin_is_there_exactl
         scalingo.may_begin.set()
         await until(lambda: restored)
         (load,) = internal.fetch("SELECT first_heartbeat, heartbeat FROM cdc.backup_load")
-        hold_commits(server, "")
+        release_commits(server)
         await held_commit
         assert load == (load[0], load[0]), "the backup saw the heartbeat that was held"
         assert (await held_beat).count == load[0] + 1

@@ -16,6 +16,7 @@ from tests.bootstrap import OnBegin, follow, make_config, rows, set_up, states, 
 from tests.conftest import MakeDatabase, MakeServer
 from tests.database import Database
 from tests.faults.proxy import Proxy
+from tests.held_commits import hold_commits, release_commits
 
 NUMBERS = "SELECT count(*), count(DISTINCT id) FROM a"
 
@@ -78,23 +79,19 @@ async def test_a_commit_without_an_answer_is_asked_after_and_not_repeated(
     # Without a key, a range that is written twice shows.
     datamart.execute("CREATE TABLE a (id int)")
 
-    def hold_commits(standby: str) -> None:
-        there.configure({"synchronous_standby_names": standby})
-        there.reload()
-
     holding = "SELECT max(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
     async with Proxy("127.0.0.1", there.port) as proxy:
         owned = {"dsn": proxy.dsn(datamart.dsn), "schema": "owned", "tables": {"public.a": ["id"]}}
         config = make_config(source, {"datamart": owned})
         await set_up(config)
         async with asyncio.TaskGroup() as group:
-            group.create_task(loading.bootstrap(config, progress=OnBegin(lambda: hold_commits("nobody"))))
+            group.create_task(loading.bootstrap(config, progress=OnBegin(lambda: hold_commits(there))))
             await until(lambda: datamart.fetchval(holding))
             held = datamart.fetchval(holding)
             proxy.cut()
             # That session has to end; the next one may be held already.
             await until(lambda: not datamart.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", held))
-            hold_commits("")
+            release_commits(there)
     assert datamart.fetch(NUMBERS) == [(100, 100)]
 
 
