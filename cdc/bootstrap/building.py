@@ -29,7 +29,7 @@ from cdc.target.table_state import TableState
 Place = tuple[str, str, str]
 """Target, schema, table."""
 
-INDEXES, ATTACHMENTS, CHECKS, FOREIGN_KEYS, COMMENTS, VIEWS, VIEW_COMMENTS, SEQUENCES = range(8)
+INDEXES, ATTACHMENTS, CHECKS, FOREIGN_KEYS, STATISTICS, COMMENTS, VIEWS, VIEW_COMMENTS, SEQUENCES = range(9)
 """The ranks of works."""
 
 

@@ -20,22 +20,25 @@ called at any time: only what is missing is built.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
-from cdc.bootstrap.building import BuildTarget, Work, build_all
-from cdc.bootstrap.copying import Job, TargetAccess
-from cdc.bootstrap.rounds import in_parallel
+from cdc.bootstrap.building import STATISTICS, BuildTarget, Work, build_all
+from cdc.bootstrap.copying import Job
+from cdc.bootstrap.plan import Load
 from cdc.bootstrap.table_definitions import TableWorks
-from cdc.bootstrap.tables import try_again
 from cdc.bootstrap.views import takes_views, view_works
 from cdc.config import Config
+from cdc.identifiers import quote_qualified
 from cdc.source.catalog import read_tables
 from cdc.source.connection import Connection
 from cdc.source.definitions import read_comments, read_definitions, read_views
-from cdc.target.session import target_errors
+from cdc.target.session import Session, target_errors
 
 __all__ = ["BuildTarget", "analyze", "build"]
+
+Filled = Mapping[str, Sequence[Load]]
+"""By target, tables whose rows are new."""
 
 
 async def build(
@@ -46,13 +49,15 @@ async def build(
     concurrently: bool,
     config: Config,
     say: Callable[[str], None],
+    filled: Filled = MappingProxyType({}),
 ) -> list[str]:
     """Build what is missing, one thing at a time on each job; durable when it returns.
 
-    ``connection`` leads to the source. ``concurrently``: changes are streamed into the tables meanwhile, and must not
-    have to wait; the targets' fences are then not asked, because whoever streams takes them anew after each lost
-    connection. Returns a warning, SQL included, for whatever was left out. Raises `FenceLost`, `SourceUnavailable`, and
-    `TargetUnavailable` where a target stayed away for long: the next call goes on.
+    ``connection`` leads to the source. ``filled`` are tables of which statistics are collected, too. ``concurrently``:
+    changes are streamed into the tables meanwhile, and must not have to wait; the targets' fences are then not asked,
+    because whoever streams takes them anew after each lost connection. Returns a warning, SQL included, for whatever
+    was left out. Raises `FenceLost`, `SourceUnavailable`, and `TargetUnavailable` where a target stayed away for long:
+    the next call goes on.
     """
     wanted = {route.source_name for target in targets.values() for route in target.created()}
     sources = {table.name: table for table in await read_tables(connection, wanted)}
@@ -69,23 +74,42 @@ async def build(
                 works += table.works(warnings.append)
         if takes_views(target):
             works += view_works(target, views, comments, warnings.append)
+    works += _statistics(targets, filled)
     works.sort(key=lambda work: (work.rank, work.kind != "unique index", -work.size))
     return warnings + await build_all(jobs, works, say)
 
 
-async def analyze(jobs: Sequence[Job], tables: Sequence[tuple[TargetAccess, str]]) -> None:
-    """Collect statistics of tables, each a target and a quoted name; the server leaves out what our role may not."""
-    waiting = deque(tables)
+async def analyze(jobs: Sequence[Job], targets: Mapping[str, BuildTarget], filled: Filled) -> list[str]:
+    """Collect statistics of tables that were filled; returns a warning for each where that failed."""
+    return await build_all(jobs, _statistics(targets, filled), lambda _: None)
 
-    async def labour(job: Job) -> None:
-        while waiting:
-            access, name = waiting.popleft()
 
-            async def attempt(access: TargetAccess = access, name: str = name) -> None:
-                session = await job.session(access)
-                with target_errors(f"collecting statistics of {name}", session.where):
-                    await session.connection.execute(f"ANALYZE {name}")
+def _statistics(targets: Mapping[str, BuildTarget], filled: Filled) -> list[Work]:
+    return [_statistics_of(target, load) for name, target in targets.items() for load in filled.get(name, ())]
 
-            await try_again(attempt)
 
-    await in_parallel(labour(job) for job in jobs)
+def _statistics_of(target: BuildTarget, load: Load) -> Work:
+    table = quote_qualified(load.schema, load.table)
+
+    async def is_there(_: Session) -> bool:
+        return False
+
+    async def collect(session: Session) -> bool:
+        # The server leaves a table out, with a warning of its own, that our role may not analyze.
+        with target_errors(f"collecting statistics of {load.name}", session.where):
+            await session.connection.execute(f"ANALYZE {table}")
+        return True
+
+    return Work(
+        target,
+        "statistics",
+        f"of {load.name}",
+        f"ANALYZE {table}",
+        STATISTICS,
+        0,
+        frozenset([(target.access.name, load.schema, load.table)]),
+        is_there,
+        collect,
+        is_recorded=False,
+        is_said=False,
+    )

@@ -21,7 +21,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from cdc.bootstrap import definitions, incremental, tables
+from cdc.bootstrap import incremental, tables
 from cdc.bootstrap.copying import Job, hold_fence
 from cdc.bootstrap.courtesy import Copies
 from cdc.bootstrap.pace import Pace
@@ -30,7 +30,6 @@ from cdc.bootstrap.rounds import Work, copy_round, first_error, in_parallel, ord
 from cdc.bootstrap.run import LoadLane, Run
 from cdc.bootstrap.targets import Loading
 from cdc.errors import SourceUnavailable
-from cdc.identifiers import quote_qualified
 from cdc.source.snapshot import Snapshot
 from cdc.target import backup_load, position
 from cdc.target.session import target_errors
@@ -153,13 +152,14 @@ async def _copy(run: Run, lane: LoadLane, jobs: Sequence[Job], snapshot: Snapsho
         )
 
 
-async def analyze(run: Run, lane: LoadLane, jobs: Sequence[Job]) -> None:
-    """Collect statistics of what this run filled in the lane's targets: the planner knows nothing of such a table."""
-    filled = [
-        (loading.access, quote_qualified(load.schema, load.table))
+def filled(run: Run, lane: LoadLane) -> dict[str, list[Load]]:
+    """By target what this run has filled in the lane: the planner knows nothing of such a table."""
+    return {
+        name: [
+            load
+            for load in loading.loads
+            if run.records.was_restored(name, load.name)
+            or any(work.load.name == load.name for work in run.copied.get(name, ()))
+        ]
         for name, loading in lane.loadings.items()
-        for load in loading.loads
-        if run.records.was_restored(name, load.name)
-        or any(work.load.name == load.name for work in run.copied.get(name, ()))
-    ]
-    await definitions.analyze(jobs, filled)
+    }

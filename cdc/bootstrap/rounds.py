@@ -55,6 +55,12 @@ class Work:
         return split(copy.pages, copy.total_bytes, range_bytes)
 
 
+RANGES_OF_A_JOB = 16
+"""Into how many ranges the share of a job is cut at least, so that at the end none works alone for long."""
+
+LEAST_RANGE_BYTES = 8 * 1024 * 1024
+"""Less is copied in the time that a range's own statements take."""
+
 Finish = Callable[[Job, Work], Awaitable[None]]
 """What makes a copied table complete: its primary key and its state, in one transaction of its target."""
 
@@ -70,8 +76,12 @@ async def copy_round(
     finish: Finish,
     progress: Progress,
 ) -> list[Work]:
-    """Copy and finish every work; returns those that need a newer snapshot. The first error ends all jobs."""
-    queue = _Queue(works, range_bytes, progress)
+    """Copy and finish every work; returns those that need a newer snapshot. The first error ends all jobs.
+
+    Ranges have ``range_bytes`` at most, and fewer where there is less to copy: the last ones are to keep all jobs busy.
+    """
+    share = sum(work.total_bytes for work in works) // max(1, len(jobs))
+    queue = _Queue(works, min(range_bytes, max(LEAST_RANGE_BYTES, share // RANGES_OF_A_JOB)), progress)
 
     async def labour(job: Job) -> None:
         while (item := await queue.next()) is not None:
@@ -100,28 +110,37 @@ async def copy_round(
 
 
 class _Queue:
-    """The ranges that wait for a job."""
+    """The ranges that wait for a job, by table."""
 
     def __init__(self, works: Sequence[Work], range_bytes: int, progress: Progress) -> None:
         self._changed = asyncio.Condition()
-        self._items: deque[_Item] = deque()
+        self._waiting: dict[Work, deque[_Item]] = {}
         for work in sorted(works, key=lambda work: -work.total_bytes):
-            ranges = [(work, copy, part) for copy in work.copies for part in work.parts(copy, range_bytes)]
+            ranges = deque((work, copy, part) for copy in work.copies for part in work.parts(copy, range_bytes))
             work.ranges_left = len(ranges)
             progress.begin(work.access.name, work.load.name, len(ranges))
-            self._items.extend(ranges)
+            if ranges:
+                self._waiting[work] = ranges
 
     async def next(self) -> _Item | None:
-        """A range whose table may be copied now; waits while there are only others; `None` when there are no more."""
+        """A range whose table may be copied now; waits while there are only others; `None` when there are no more.
+
+        Large tables come first. Each job keeps to a table of its own while there are enough of them: those that fill
+        the same table wait for each other wherever the server makes it longer. And no more tables are begun than that,
+        because a run that is killed keeps those that are complete.
+        """
         async with self._changed:
             while True:
                 self._drop_hopeless()
-                for item in self._items:
-                    if all(work.is_complete for work in item[0].after):
-                        self._items.remove(item)
-                        return item
-                if not self._items:
+                if not self._waiting:
                     return None
+                may_begin = [work for work in self._waiting if all(other.is_complete for other in work.after)]
+                if may_begin:
+                    work = min(may_begin, key=self._jobs_at)
+                    item = self._waiting[work].popleft()
+                    if not self._waiting[work]:
+                        del self._waiting[work]
+                    return item
                 await self._changed.wait()
 
     async def complete(self, work: Work) -> None:
@@ -136,15 +155,17 @@ class _Queue:
             work.has_left = True
             self._changed.notify_all()
 
+    def _jobs_at(self, work: Work) -> int:
+        return work.ranges_left - len(self._waiting[work])
+
     def _drop_hopeless(self) -> None:
         leaving = True
         while leaving:
-            waiting = {item[0] for item in self._items}
             leaving = False
-            for work in waiting:
+            for work in self._waiting:
                 if not work.has_left and any(other.has_left for other in work.after):
                     work.has_left = leaving = True
-        self._items = deque(item for item in self._items if not item[0].has_left)
+        self._waiting = {work: ranges for work, ranges in self._waiting.items() if not work.has_left}
 
 
 def order_by_references(works: Sequence[Work]) -> None:

@@ -12,7 +12,7 @@ target is ready its row says ``loading``, and a worker leaves it alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from cdc.bootstrap.courtesy import Copies
 from cdc.bootstrap.enrichment import enrich, enrich_all
 from cdc.bootstrap.extensions import require_extensions
 from cdc.bootstrap.live import JOBS
+from cdc.bootstrap.plan import Load
 from cdc.bootstrap.progress import LogLines, Progress, Summary
 from cdc.bootstrap.ranges import RANGE_BYTES
 from cdc.bootstrap.run import LoadLane, Run, Scope, open_run
@@ -176,12 +177,12 @@ class _Load:
             for loading in lane.loadings.values():
                 await live.leave_backup(run, loading)
             await live.load_rows(run, lane, self._jobs, self._range_bytes)
-            await live.analyze(run, lane, self._jobs)
             if any(loading.aim.is_beside for loading in lane.loadings.values()):
+                await self._analyze(lane)
                 await self._stream_to_the_end(lane)
                 continue
             touched = self._touched(lane)
-            await self._build(touched, concurrently=False)
+            await self._build(touched, concurrently=False, filled=live.filled(run, lane))
             await run.set_ready(lane.loadings.values())
             await self._enrich(touched)
 
@@ -205,7 +206,7 @@ class _Load:
                     await stream.until_cut_over()
                     await stream.stop()
             await self._copy_what_changed(lane)
-            await live.analyze(run, lane, self._jobs)
+            await self._analyze(lane)
             await self._stream_to_the_end(lane)
 
     async def _copy_what_changed(self, lane: LoadLane) -> None:
@@ -263,16 +264,23 @@ class _Load:
             if name in self._run.copied or loading.ownership.state != "streaming"
         ]
 
-    async def _build(self, loadings: Sequence[Loading], *, concurrently: bool) -> None:
+    async def _analyze(self, lane: LoadLane) -> None:
+        """Before changes are streamed over what was filled: their plans go by it."""
+        run = self._run
+        targets = {name: self._build_target(loading) for name, loading in lane.loadings.items()}
+        run.warnings += await definitions.analyze(self._jobs, targets, live.filled(run, lane))
+
+    def _build_target(self, loading: Loading) -> definitions.BuildTarget:
+        record = self._run.records.runs[loading.name]
+        return definitions.BuildTarget(loading.access, loading.config, loading.routes, loading.states, record)
+
+    async def _build(
+        self, loadings: Sequence[Loading], *, concurrently: bool, filled: Mapping[str, Sequence[Load]] | None = None
+    ) -> None:
         run = self._run
         if not loadings:
             return
-        targets = {
-            loading.name: definitions.BuildTarget(
-                loading.access, loading.config, loading.routes, loading.states, run.records.runs[loading.name]
-            )
-            for loading in loadings
-        }
+        targets = {loading.name: self._build_target(loading) for loading in loadings}
         async with await run.connect() as connection:
             run.warnings += await definitions.build(
                 self._jobs,
@@ -281,6 +289,7 @@ class _Load:
                 concurrently=concurrently,
                 config=run.config,
                 say=run.progress.say,
+                filled=filled or {},
             )
 
     async def _enrich(self, loadings: Sequence[Loading]) -> None:

@@ -254,3 +254,23 @@ async def test_an_index_that_cannot_be_built_is_a_warning_with_its_sql(
     names = internal.fetch("SELECT indexname FROM pg_indexes WHERE tablename = 'a' ORDER BY 1")
     assert names == [("a_name",), ("a_pkey",)]
     assert internal.fetchval("SELECT state FROM cdc.target") == "streaming"
+
+
+async def test_the_planner_knows_what_was_copied(source: Database, make_target: MakeDatabase) -> None:
+    source.execute("CREATE TABLE a (id int PRIMARY KEY, kind text); CREATE INDEX a_upper ON a (upper(kind))")
+    source.execute("INSERT INTO a SELECT n, 'k' || n % 3 FROM generate_series(1, 900) AS n")
+    internal, datamart = make_target(), make_target("datamart")
+    datamart.execute("CREATE SCHEMA maddo; CREATE TABLE maddo.kinds (id int, kind text)")
+    owned = {"public.a": {"to": "maddo.kinds", "columns": ["id", "kind"]}}
+    targets = {
+        "internal": follow(internal, "public.*"),
+        "datamart": {"dsn": datamart.dsn, "schema": "owned", "tables": owned},
+    }
+    config = make_config(source, targets)
+    await set_up(config)
+    summary = await loading.bootstrap(config, progress=Silence())
+    assert not summary.warnings
+    known = "SELECT n_distinct FROM pg_stats WHERE tablename = %s AND attname IN ('kind', 'upper')"
+    assert internal.fetch(known, "a") == [(3,)]
+    assert internal.fetch(known, "a_upper") == [(3,)]
+    assert datamart.fetch(known, "kinds") == [(3,)]
