@@ -221,11 +221,14 @@ def bootstrap(
         typer.echo(str(_run(assumed.bootstrap(config))))
         return
     from cdc.bootstrap.again import Again
-    from cdc.bootstrap.backup import BackupChoice
     from cdc.bootstrap.run import Scope
     from cdc.service import loading
 
-    choice = BackupChoice(file, latest) if origin is Origin.BACKUP else None
+    choice = None
+    if origin is Origin.BACKUP:
+        from cdc.bootstrap.backup import BackupChoice
+
+        choice = BackupChoice(file, latest)
     if again:
         scope = Scope(again=Again(tuple(again), target[0] if target else None))
     else:
