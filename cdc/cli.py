@@ -280,8 +280,11 @@ def enrich(
     from cdc.bootstrap.run import Scope
 
     names = Scope(targets=tuple(target) if target else None).names(config)
-    for warning in _run(enrich_all(config, names, typer.echo)):
+    warnings = _run(enrich_all(config, names, typer.echo))
+    for warning in warnings:
         typer.echo(f"warning: {warning}")
+    if warnings:
+        raise typer.Exit(1)
 
 
 @app.command()

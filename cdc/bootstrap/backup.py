@@ -166,7 +166,9 @@ async def obtain(run: Run, choice: BackupChoice, expected: Mapping[str, BackupLo
         raise
     archive = await asyncio.to_thread(open_archive, path, settings.pg_restore)
     found = (await read_heartbeats(archive)).get(run.config.pipeline)
-    problem = refusal(found, run, expected, is_local=choice.file is not None)
+    async with await run.connect() as connection:
+        table_oid = await heartbeat.table_oid(connection)
+    problem = refusal(found, run, expected, table_oid, is_local=choice.file is not None)
     if problem is not None:
         await _discard(run, choice, path, expected)
         raise SetupError(f"the backup {choice.file or path.name} cannot be used: {problem}")
@@ -176,9 +178,17 @@ async def obtain(run: Run, choice: BackupChoice, expected: Mapping[str, BackupLo
 
 
 def refusal(
-    found: BackupHeartbeat | None, run: Run, expected: Mapping[str, BackupLoad], *, is_local: bool = False
+    found: BackupHeartbeat | None,
+    run: Run,
+    expected: Mapping[str, BackupLoad],
+    table_oid: int,
+    *,
+    is_local: bool = False,
 ) -> str | None:
-    """Why a backup that holds this heartbeat cannot be joined to the slots, in a sentence; `None` when it can."""
+    """Why a backup that holds this heartbeat cannot be joined to the slots, in a sentence; `None` when it can.
+
+    ``table_oid`` is that of the source's ``cdc.heartbeat``.
+    """
     remedy = (
         "The stream is set up now: make the dump now (`pg_dump -Fc`), and run the same command again"
         if is_local
@@ -198,6 +208,9 @@ def refusal(
         )
     if found.incarnation != ours.incarnation:
         return "it was made before `cdc setup` set up this pipeline (its heartbeat is another incarnation's)"
+    if found.table_oid != table_oid:
+        # A row is copied with a database; the table that it is in is another one there.
+        return "it was made of a copy of the source (its cdc.heartbeat is another table), which may have changed since"
     if found.count < needed:
         return (
             f"it is older than the slot: the last heartbeat in it is number {found.count}, and it has to hold number "

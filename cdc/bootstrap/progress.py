@@ -249,8 +249,8 @@ class TargetSummary:
     """What a bootstrap did for one target, which equals its part of the source past ``consistent_lsn``.
 
     ``consistent_time`` is when the source was as it is there, in UTC by its own clock, where that is known. ``tables``,
-    ``rows`` and ``size`` (bytes) count what this run copied; a run that resumed did not copy the rest
-    again.
+    ``rows`` and ``size`` (bytes) count what this run copied; of the target's ``of_tables`` a run that resumed did not
+    copy the rest again. ``kept`` are tables that keep rows from before, which nobody has compared.
     """
 
     target: str
@@ -260,12 +260,21 @@ class TargetSummary:
     seconds: float
     consistent_lsn: Lsn
     consistent_time: datetime | None = None
+    of_tables: int = 0
+    kept: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         when = "" if self.consistent_time is None else f" ({self.consistent_time:%Y-%m-%d %H:%M:%S} UTC)"
+        tables = _count(self.tables, "table")
+        if self.tables < self.of_tables:
+            tables = f"{self.tables} of {_count(self.of_tables, 'table')} (the others were there)"
+        kept = ""
+        if self.kept:
+            names = ", ".join(self.kept)
+            kept = f" Except rows that {names} had before: `cdc resync {self.kept[0]}` compares them."
         return (
-            f"{self.target}: {_count(self.tables, 'table')}, {_count(self.rows, 'row')}, {human_bytes(self.size)} "
-            f"copied in {self.seconds:.1f} s; consistent from {self.consistent_lsn}{when} on."
+            f"{self.target}: {tables}, {_count(self.rows, 'row')}, {human_bytes(self.size)} "
+            f"copied in {self.seconds:.1f} s; consistent from {self.consistent_lsn}{when} on.{kept}"
         )
 
 

@@ -217,6 +217,8 @@ class Run:
         seconds = time.monotonic() - self.begun_at
         summaries = {}
         for name in self.routes:
+            loading = self.loadings.get(name)  # not where its tables were swapped
+            loads = () if loading is None else loading.loads
             works = self.copied.get(name, [])
             amounts = [(work.rows, work.size) for work in works] + self.records.restored_of(name)
             summaries[name] = TargetSummary(
@@ -227,6 +229,13 @@ class Run:
                 seconds=seconds,
                 consistent_lsn=self.consistent[name],
                 consistent_time=self.times.get(self.consistent[name]),
+                of_tables=len(loads),
+                kept=tuple(
+                    route.source_name
+                    for load in loads
+                    if loading is not None and loading.is_incremental(load)
+                    for route in load.routes
+                ),
             )
         return Summary(summaries, tuple(self.warnings))
 

@@ -1,15 +1,17 @@
 """Variables that deployments already have: those of the PaaS, and of the nightly restore that `cdc` replaces.
 
 They fill in what neither the file nor a ``CDC_`` variable gives, with the meaning that they always had. Two things are
-different, on purpose. A mistyped table or mode in ``BACKUP_MODE`` is an error: the old tool ignored it. And
-``RESTORE_ANSWERS_AND_KES`` leaves ``answers`` and ``knowledge-elements`` out only where it is set (to anything but
-``true``), because there are databases with such tables that never heard of the variable.
+different, on purpose. A mistyped table or mode in ``BACKUP_MODE`` is an error, and so is a mistyped variable of the
+restore's own: the old tool ignored both. And ``RESTORE_ANSWERS_AND_KES`` leaves ``answers`` and ``knowledge-elements``
+out only where it is set (to anything but ``true``), because there are databases with such tables that never heard of
+the variable.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 Key = tuple[str, ...]
@@ -25,6 +27,15 @@ _PLAIN = {
     "SCHEDULE": ("refresh", "schedule"),
 }
 """Variables whose text is the value of one key."""
+
+_RESTORE = (
+    "BACKUP_MODE",
+    "PG_RESTORE_JOBS",
+    "RESTORE_ANSWERS_AND_KES",
+    "RESTORE_ANSWERS_AND_KES_INCREMENTALLY",
+    "RESTORE_FK_CONSTRAINTS",
+)
+"""Variables whose names no other program has, so that one that is nearly the same is a slip."""
 
 
 def fill_in(
@@ -51,6 +62,8 @@ def fill_in(
             take(variable, key, value)
     if value := environ.get("RESTORE_FK_CONSTRAINTS"):
         take("RESTORE_FK_CONSTRAINTS", ("bootstrap", "foreign_keys"), _is_true(value))
+    for variable, guess in _slips(environ):
+        problems["environment", variable] = f"is no variable of cdc; did you mean {guess}?"
     modes, spoken = _modes(environ, problems)
     if modes and _set_default(filled, ("bootstrap", "modes"), modes):
         taken |= {("bootstrap", "modes", table): variable for table, variable in spoken.items()}
@@ -59,6 +72,15 @@ def fill_in(
         if notified:
             take("NOTIFICATIONS", ("notifications",), notified)
     return filled, taken
+
+
+def _slips(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The variables that are nearly, and not quite, one of the restore's own; each with that."""
+    for variable in environ:
+        if variable.startswith(("RESTORE_", "BACKUP_", "PG_RESTORE_")) and variable not in _RESTORE:
+            guess = get_close_matches(variable, _RESTORE, 1, 0.9)
+            if guess:
+                yield variable, guess[0]
 
 
 def _modes(environ: Mapping[str, str], problems: dict[Key, str]) -> tuple[dict[str, Any], dict[str, str]]:

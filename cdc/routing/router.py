@@ -65,12 +65,7 @@ def route_of(target: TargetConfig, schema: str, table: str) -> Route | None:
 def build_all_routes(config: Config, tables: Mapping[str, Sequence[str]]) -> dict[str, tuple[Route, ...]]:
     """The routes of every target, by its name. Raises one `ConfigurationError` for what is wrong with any of them."""
     routes: dict[str, tuple[Route, ...]] = {}
-    ours = {table: columns for table, columns in tables.items() if not is_reserved(split(table)[0])}
-    problems = [
-        _unknown_table(f'bootstrap.modes."{table}" (or BACKUP_MODE)', table, ours)
-        for table in config.bootstrap.modes
-        if table not in ours
-    ]
+    problems = unknown_modes(config, tables)
     for name, target in config.targets.items():
         try:
             routes[name] = build_routes(name, target, tables)
@@ -79,6 +74,16 @@ def build_all_routes(config: Config, tables: Mapping[str, Sequence[str]]) -> dic
     if problems:
         raise ConfigurationError("\n".join(problems))
     return routes
+
+
+def unknown_modes(config: Config, tables: Collection[str]) -> list[str]:
+    """What is wrong with the tables that ``bootstrap.modes`` names."""
+    ours = [table for table in tables if not is_reserved(split(table)[0])]
+    return [
+        _unknown_table(f'bootstrap.modes."{table}" (or BACKUP_MODE)', table, ours)
+        for table in config.bootstrap.modes
+        if table not in ours
+    ]
 
 
 def is_reserved(schema: str) -> bool:

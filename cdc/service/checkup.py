@@ -20,7 +20,7 @@ from cdc.config import Config, TargetConfig, for_asyncpg
 from cdc.errors import CdcError, ConfigurationError
 from cdc.observe.finding import Finding, Severity
 from cdc.routing.route import Route
-from cdc.routing.router import build_routes
+from cdc.routing.router import build_routes, unknown_modes
 from cdc.source import check as source_check
 from cdc.source import heartbeat
 from cdc.source.catalog import SourceTable, read_origins, read_tables
@@ -54,6 +54,9 @@ async def check(config: Config) -> list[Finding]:
     for name, target in config.targets.items():
         wrong, routes[name] = _route(name, target, source)
         findings += wrong
+    if source:
+        modes = unknown_modes(config, source.tables)
+        findings += [Finding(Severity.ERROR, "source", "configuration", problem) for problem in modes]
     skipped, routes = _without_unreplicable(config, routes, source)
     routed = {route.source_name for of_target in routes.values() for route in of_target}
     async with asyncio.TaskGroup() as group:

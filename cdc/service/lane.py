@@ -37,6 +37,7 @@ import structlog
 from cdc.config import Config
 from cdc.errors import (
     CdcError,
+    FenceLost,
     ResyncNeeded,
     SetupError,
     SlotInUse,
@@ -251,8 +252,10 @@ class Lane:
             delivery.health.tell()  # who waits for a target has to know that nothing comes
         self._metrics.error(error)
         self._metrics.retried()
-        # A slot that another worker holds is asked for every second: it is said once.
-        level = (_log.info if is_news else _log.debug) if isinstance(error, SlotInUse) else _log.warning
+        # A slot that another worker holds is asked for every second: it is said once. And a bootstrap that swaps tables
+        # takes their target away for a moment.
+        is_usual = isinstance(error, SlotInUse | FenceLost)
+        level = (_log.info if is_news else _log.debug) if is_usual else _log.warning
         level("no stream", reason=str(error), sql=error.sql, again_in_s=round(wait_s, 1))
 
     def _end(self, why: BaseException | None) -> None:

@@ -67,6 +67,7 @@ async def bootstrap(
     for too long: the next run resumes.
     """
     progress = progress or LogLines()
+    scope.names(config)
     if from_backup is not None:
         await provision.setup(config, progress.say)
     finished = Summary({})
@@ -77,7 +78,7 @@ async def bootstrap(
         if not scope.targets:
             return finished
     if not (scope.again or scope.anew or scope.only) and await is_complete(config, scope.names(config)):
-        progress.say("every target holds every table already: there is nothing to load")
+        progress.say("every target holds every table already: there is nothing to load (`--anew` loads beside them)")
         return await _finish(config, scope.names(config), progress, scope)
     if from_backup is not None:
         from cdc.bootstrap import backup

@@ -331,7 +331,7 @@ class OwnedTarget:
         self.consistent_at, self.consistent_time = at, position.time_of(part.commit_time_us)
         self._leave_out([table for table in self.planning.overlap if table in self.positions.tables])
         self.planning.set_overlap(())
-        _log.info("exactly consistent", target=self._session.where, lsn=str(at), time=self.consistent_time.isoformat())
+        _log.info("past its backup", target=self._session.where, lsn=str(at), time=self.consistent_time.isoformat())
 
     def track(self, tracking: Tracking) -> None:
         """Tell ``tracking``, whose table is in overlap, what is applied."""

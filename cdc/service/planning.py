@@ -100,7 +100,7 @@ class Planning:
                 _log.warning(
                     "a table is streamed that was never loaded here; its changes are left out until it is",
                     table=table,
-                    mend="cdc bootstrap --from live",
+                    mend=f"cdc resync {table}",
                 )
             return
         try:

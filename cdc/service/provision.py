@@ -108,7 +108,7 @@ async def _set_up_target(config: Config, session: Session, name: str, say: Say) 
     applied = await migrations.migrate(session)
     await position.register(session, config.pipeline, name)
     if applied:
-        say(f"{name}: the schema cdc has the migrations {', '.join(step.name for step in applied)}")
+        say(f"{name}: cdc's own tables are made or changed: {', '.join(step.name for step in applied)}")
     else:
         say(f"{name}: the schema cdc was up to date")
 

@@ -21,6 +21,8 @@ from cdc.routing.patterns import nearest, split
 from cdc.routing.target_routes import TargetRoutes
 from cdc.service.resync_steps import open_session
 from cdc.service.retry import Backoff
+from cdc.source.catalog import read_tables
+from cdc.source.connection import connect
 from cdc.target import migrations
 from cdc.target import resync_request as requests
 from cdc.target.resync_request import Request
@@ -86,6 +88,7 @@ async def resync(
     the error of the first target that cannot do it, when all others are done.
     """
     names = _targets(config, table, target)
+    await _require_source_table(config, table)
     followed = []
     for name in names:
         async with open_session(config, name) as session:
@@ -115,6 +118,16 @@ def _targets(config: Config, table: str, target: str | None) -> list[str]:
         where = "no target takes" if target is None else f"target {target} does not take"
         raise ConfigurationError(f"{where} a table {table}" + (f"; did you mean {guess}?" if guess else ""))
     return found
+
+
+async def _require_source_table(config: Config, table: str) -> None:
+    """Refuse a mistyped name now: a request for it would wait in the target until a worker looks at it."""
+    dsn = config.source.dsn.get_secret_value()
+    async with await connect(dsn, application_name=config.source.application_name) as connection:
+        tables = [found.name for found in await read_tables(connection)]
+    if table not in tables:
+        guess = nearest(table, tables)
+        raise ConfigurationError(f"the source has no table {table}" + (f"; did you mean {guess}?" if guess else ""))
 
 
 @dataclass(slots=True)

@@ -34,6 +34,15 @@ class Heartbeat:
     incarnation: UUID
 
 
+async def table_oid(connection: Connection) -> int:
+    """The oid of ``cdc.heartbeat``. Raises `SetupError` where there is none."""
+    with source_errors("look for its table cdc.heartbeat"):
+        cursor = await connection.execute("SELECT 'cdc.heartbeat'::regclass::oid::int8")
+        row = await cursor.fetchone()
+    assert row is not None  # a query without a table has one row
+    return int(row[0])
+
+
 async def ensure(connection: Connection, pipeline: str) -> Heartbeat:
     """Create schema, table and the pipeline's row where they are missing; what is there stays as it is.
 

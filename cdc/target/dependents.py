@@ -74,8 +74,8 @@ def refusal(where: str, found: Sequence[Obstacle]) -> SetupError:
     if after:
         sql += "\n-- and when the tables have been replaced:\n" + "\n".join(after)
     return SetupError(
-        f"{where}: tables cannot be replaced by those that are loaded beside them, because of what is not cdc's to "
-        f"drop; nothing was changed:{lines}",
+        f"{where}: tables cannot be replaced by those that are loaded beside them, because of what depends on "
+        f"them; nothing was changed:{lines}",
         sql=sql or None,
     )
 

@@ -11,7 +11,7 @@ from cdc.bootstrap.backup import BackupChoice
 from cdc.config import Config
 from cdc.errors import SetupError
 from cdc.service import loading
-from tests.backup import Steps, backup_config, bootstrap_settings, dump
+from tests.backup import Steps, backup_config, bootstrap_settings, dump, restore
 from tests.bootstrap import follow, rows, set_up
 from tests.conftest import MakeDatabase, MakeServer
 from tests.database import Database
@@ -64,6 +64,11 @@ async def test_a_backup_that_cannot_be_joined_to_the_stream_is_refused_and_the_n
     good = dump(source.dsn, tmp_path / "good.pgsql")
     without = dump(source.dsn, tmp_path / "without.pgsql", "--exclude-table-data=cdc.heartbeat")
     await refused(config, without, "cdc.heartbeat was excluded from it", internal)
+
+    # A copy of the source, which has its heartbeat, and may have gone its own way since.
+    copy = make_database("copy")
+    restore(good, copy)
+    await refused(config, dump(copy.dsn, tmp_path / "copy.pgsql"), "was made of a copy of the source", internal)
 
     # What is no archive, or is not whole.
     cut = tmp_path / "cut.pgsql"

@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from cdc import cli
-from cdc.config import Config, SourceConfig, TargetConfig, for_asyncpg
+from cdc.config import BootstrapConfig, Config, SourceConfig, TargetConfig, for_asyncpg
 from cdc.lsn import Lsn
 from cdc.observe.finding import Finding, Severity
 from cdc.service import checkup, provision
@@ -96,6 +96,16 @@ async def test_what_the_configuration_misspells_is_named_with_the_nearest(source
     (wrong,) = [finding for finding in findings if finding.subject == "configuration"]
     assert wrong.where == "external"
     assert wrong.message.endswith('has no column "nome"; did you mean "name"?')
+
+
+async def test_a_mistyped_table_of_the_modes_is_an_error(source: Database, make_target: Make) -> None:
+    source.execute(SCHEMA)
+    config = configured(source, internal=everything(make_target()))
+    modes = BootstrapConfig.model_validate({"modes": {"campaign": "none"}})
+    findings = await checkup.check(config.model_copy(update={"bootstrap": modes}))
+    (found,) = [finding for finding in findings if finding.subject == "configuration"]
+    assert found.stops
+    assert 'the source has no table public.campaign; did you mean "public.campaigns"?' in found.message
 
 
 async def test_an_owned_target_that_lacks_a_column_is_told_the_sql(source: Database, make_target: Make) -> None:

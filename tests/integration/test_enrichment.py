@@ -17,6 +17,7 @@ from cdc.target.session import Session, connect
 from tests.bootstrap import make_config, until
 from tests.conftest import MakeDatabase
 from tests.database import Database
+from tests.pipeline import Pipeline, follow
 
 SHIPPED = Path(__file__).resolve().parents[2] / "sql" / "enrich"
 
@@ -273,3 +274,22 @@ async def test_the_shipped_files_serve_pix_and_hurt_nobody_else(desk: Desk) -> N
     day = "SELECT indexdef FROM pg_indexes WHERE indexname = 'knowledge-elements_createdAt_day'"
     assert """(("createdAt" AT TIME ZONE 'UTC+1'::text))::date) DESC""" in desk.target.fetchval(day)
     assert desk.target.fetch('SELECT * FROM "schooling-registrations"') == []
+
+
+async def test_the_command_says_by_its_status_whether_all_was_run(
+    source: Database, make_target: MakeDatabase, tmp_path: Path
+) -> None:
+    source.execute("CREATE TABLE users (id int PRIMARY KEY)")
+    async with Pipeline(source, {"internal": follow(make_target())}) as pipeline:
+        await pipeline.load()
+        pipeline.settings["bootstrap"] = {"enrichment": str(tmp_path)}
+        pipeline.configure()
+        file = tmp_path / "internal" / "10.sql"
+        file.parent.mkdir()
+        file.write_text("SELECT 1 / (SELECT count(*) FROM users)")
+        status, printed = await pipeline.cdc("enrich")
+        assert status == 1
+        assert "warning: target internal: 10.sql of its enrichment could not be run" in " ".join(printed.split())
+        file.write_text("SELECT count(*) FROM users")
+        status, printed = await pipeline.cdc("enrich")
+        assert (status, "10.sql of its enrichment is done" in " ".join(printed.split())) == (0, True)

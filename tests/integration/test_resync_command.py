@@ -109,3 +109,14 @@ async def test_a_request_goes_on_without_the_command_and_is_followed_again(
         assert target.fetch("SELECT state, row_count FROM cdc.resync") == [("done", 200)]
         await pipeline.assert_caught_up_and_equal()
         assert (await pipeline.target_status("warehouse")).resyncs == ()
+
+
+async def test_a_table_that_the_source_has_not_is_refused_at_once(source: Database, make_target: MakeDatabase) -> None:
+    source.execute(TABLES)
+    target = make_target()
+    async with Pipeline(source, {"warehouse": follow(target)}) as pipeline:
+        await pipeline.load()
+        status, printed = await pipeline.cdc("resync", "public.user")
+        assert status == 2, printed
+        assert "the source has no table public.user; did you mean public.users?" in " ".join(printed.split())
+        assert target.fetch("SELECT FROM cdc.resync") == []

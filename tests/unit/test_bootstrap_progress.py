@@ -18,6 +18,16 @@ def test_a_summary_ends_with_a_sentence_per_target() -> None:
     ]
 
 
+def test_a_summary_says_what_was_there_already_and_what_nobody_compared() -> None:
+    of_target = TargetSummary(
+        "internal", 1, 3, 20, 1.0, Lsn.parse("0/10"), of_tables=11, kept=("public.answers", "public.b")
+    )
+    assert str(of_target) == (
+        "internal: 1 of 11 tables (the others were there), 3 rows, 20 B copied in 1.0 s; consistent from 0/10 on. "
+        "Except rows that public.answers, public.b had before: `cdc resync public.answers` compares them."
+    )
+
+
 @pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (999, "999 B"), (2_500, "2.5 kB"), (5e12, "5.0 TB")])
 def test_sizes_are_what_people_read(size: float, text: str) -> None:
     assert human_bytes(size) == text

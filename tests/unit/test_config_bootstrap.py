@@ -189,6 +189,8 @@ def test_what_names_no_table_or_one_twice_is_refused(modes: dict[str, str], expe
         ("CDC_BOOTSTRAP__RESTORE_JOBS", "x", "(environment variable CDC_BOOTSTRAP__RESTORE_JOBS) should be a valid"),
         ("CDC_BOOTSTRAP__PG_RESTOR", "x", "bootstrap.pg_restor (environment variable CDC_BOOTSTRAP__PG_RESTOR) is no"),
         ("CDC_BOOTSTRP__RESTORE_JOBS", "4", "did you mean CDC_BOOTSTRAP__RESTORE_JOBS?"),
+        ("RESTORE_ANSWERS_AND_KE", "true", "RESTORE_ANSWERS_AND_KE is no variable of cdc; did you mean RESTORE_ANSW"),
+        ("BACKUP_MODES", "{}", "BACKUP_MODES is no variable of cdc; did you mean BACKUP_MODE?"),
         ("CDC_BOOTSTRAP__SCALINGO_API_URL", "https://x/v1?a=b", "SCALINGO_API_URL) is no address of an API"),
         ("CDC_BOOTSTRAP__SCALINGO_API_URL", "https://u:p@x/v1", "SCALINGO_API_URL) holds a user or a password"),
         ("CDC_BOOTSTRAP__MISSING_EXTENSIONS", "skipp", "should be 'refuse' or 'skip'; did you mean skip?"),

@@ -27,13 +27,17 @@ _MEANS = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v":
 
 @dataclass(frozen=True, slots=True)
 class BackupHeartbeat:
-    """The last heartbeat of a pipeline that a backup holds, and the server that the heartbeat's row was written on."""
+    """The last heartbeat of a pipeline that a backup holds, and the server that the heartbeat's row was written on.
+
+    ``table_oid`` is the oid that the table ``cdc.heartbeat`` has in the database that was backed up.
+    """
 
     pipeline: str
     count: int
     at: datetime
     incarnation: UUID
     system_identifier: str
+    table_oid: int
 
 
 async def read_heartbeats(archive: Archive) -> dict[str, BackupHeartbeat]:
@@ -49,7 +53,7 @@ async def read_heartbeats(archive: Archive) -> dict[str, BackupHeartbeat]:
         data = b"".join([chunk async for chunk in chunks])
     try:
         places = [columns.index(name) for name in _COLUMNS]
-        found = [_heartbeat([row[place] for place in places]) for row in parse_rows(data)]
+        found = [_heartbeat([row[place] for place in places], entry.oid) for row in parse_rows(data)]
     except (ValueError, TypeError, IndexError):
         raise SetupError(
             f"the archive {archive.path} holds a table cdc.heartbeat that is not one of this version of cdc"
@@ -67,8 +71,9 @@ def _unescape(field: bytes) -> bytes:
     return _ESCAPE.sub(lambda match: _MEANS.get(match[1], match[1]), field)
 
 
-def _heartbeat(values: list[str | None]) -> BackupHeartbeat:
+def _heartbeat(values: list[str | None], table_oid: int) -> BackupHeartbeat:
     pipeline, count, at, incarnation, system_identifier = values
     if pipeline is None or count is None or at is None or incarnation is None or system_identifier is None:
         raise ValueError
-    return BackupHeartbeat(pipeline, int(count), datetime.fromisoformat(at), UUID(incarnation), system_identifier)
+    moment, drawn = datetime.fromisoformat(at), UUID(incarnation)
+    return BackupHeartbeat(pipeline, int(count), moment, drawn, system_identifier, table_oid)
