@@ -226,6 +226,7 @@ def bootstrap(
 
     choice = None
     if origin is Origin.BACKUP:
+        # What talks to the provider takes a third of a second to import.
         from cdc.bootstrap.backup import BackupChoice
 
         choice = BackupChoice(file, latest)

@@ -19,7 +19,7 @@ def hold_commits(server: Cluster) -> None:
     """Let commits wait, of sessions with ``synchronous_commit = on``; they do when this returns.
 
     A reload is carried out later than it is asked for, and by the checkpointer, of which no view tells. So commits of
-    no consequence are tried until one waits.
+    no consequence are tried until one waits: they write WAL, or they would not wait, in a database that no test reads.
     """
     server.configure({"synchronous_standby_names": "nobody"})
     server.reload()
@@ -30,7 +30,7 @@ def hold_commits(server: Cluster) -> None:
         ThreadPoolExecutor(1) as pool,
     ):
         while True:
-            commit = pool.submit(probe.execute, "SELECT pg_current_xact_id()")
+            commit = pool.submit(probe.execute, "SELECT pg_logical_emit_message(true, '', '')")
             if _was_held(commit, watch, probe.info.backend_pid):
                 return
             assert time.monotonic() < deadline, "commits do not wait for the standby"

@@ -13,6 +13,8 @@ that `cdc` created, and only where every column that a thing needs is routed. A 
 - *sequences* of its columns, at the source's position at this moment, so that the database can serve as a rescue copy.
   No column draws on them: replication writes every value.
 
+Every target, owned ones too, gets *statistics* of what was filled.
+
 A generation that is loaded beside another gets what belongs to its tables; views, sequences, and foreign keys that lead
 out of it (two generations never stand at the same position) come when `build` is called again after the swap. It can be
 called at any time: only what is missing is built.

@@ -153,12 +153,16 @@ async def _copy(run: Run, lane: LoadLane, jobs: Sequence[Job], snapshot: Snapsho
 
 
 def filled(run: Run, lane: LoadLane) -> dict[str, list[Load]]:
-    """By target what this run has filled in the lane: the planner knows nothing of such a table."""
+    """By target what was filled in the lane, and may have no statistics: the planner knows nothing of such a table.
+
+    Of a target that is not ready that is all of it: a run that was killed may have come as far as the rows.
+    """
     return {
         name: [
             load
             for load in loading.loads
-            if run.records.was_restored(name, load.name)
+            if loading.ownership.state != "streaming"
+            or run.records.was_restored(name, load.name)
             or any(work.load.name == load.name for work in run.copied.get(name, ()))
         ]
         for name, loading in lane.loadings.items()

@@ -249,8 +249,9 @@ class TargetSummary:
     """What a bootstrap did for one target, which equals its part of the source past ``consistent_lsn``.
 
     ``consistent_time`` is when the source was as it is there, in UTC by its own clock, where that is known. ``tables``,
-    ``rows`` and ``size`` (bytes) count what this run copied; of the target's ``of_tables`` a run that resumed did not
-    copy the rest again. ``kept`` are tables that keep rows from before, which nobody has compared.
+    ``rows`` and ``size`` (bytes) count what this run copied; of the ``of_tables`` that are
+    complete a run that resumed did not copy the rest again. ``kept`` are tables whose rows from before stayed, which
+    nobody has compared.
     """
 
     target: str
@@ -271,7 +272,8 @@ class TargetSummary:
         kept = ""
         if self.kept:
             names = ", ".join(self.kept)
-            kept = f" Except rows that {names} had before: `cdc resync {self.kept[0]}` compares them."
+            command = f"cdc resync {self.kept[0]} --target {self.target}"
+            kept = f" Except rows that {names} had before: `{command}` compares them."
         return (
             f"{self.target}: {tables}, {_count(self.rows, 'row')}, {human_bytes(self.size)} "
             f"copied in {self.seconds:.1f} s; consistent from {self.consistent_lsn}{when} on.{kept}"

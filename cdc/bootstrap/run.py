@@ -217,8 +217,6 @@ class Run:
         seconds = time.monotonic() - self.begun_at
         summaries = {}
         for name in self.routes:
-            loading = self.loadings.get(name)  # not where its tables were swapped
-            loads = () if loading is None else loading.loads
             works = self.copied.get(name, [])
             amounts = [(work.rows, work.size) for work in works] + self.records.restored_of(name)
             summaries[name] = TargetSummary(
@@ -229,15 +227,16 @@ class Run:
                 seconds=seconds,
                 consistent_lsn=self.consistent[name],
                 consistent_time=self.times.get(self.consistent[name]),
-                of_tables=len(loads),
-                kept=tuple(
-                    route.source_name
-                    for load in loads
-                    if loading is not None and loading.is_incremental(load)
-                    for route in load.routes
-                ),
+                of_tables=self._in_order(name),
+                kept=tuple(work.load.name for work in works if work.lacking is not None),
             )
         return Summary(summaries, tuple(self.warnings))
+
+    def _in_order(self, name: str) -> int:
+        """How many tables of a target are complete and have not stopped; 0 where its tables were swapped."""
+        loading = self.loadings.get(name)
+        states = () if loading is None else loading.states.values()
+        return sum(state.state == "streaming" for state in states)
 
 
 async def open_run(

@@ -78,7 +78,7 @@ def _slips(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """The variables that are nearly, and not quite, one of the restore's own; each with that."""
     for variable in environ:
         if variable.startswith(("RESTORE_", "BACKUP_", "PG_RESTORE_")) and variable not in _RESTORE:
-            guess = get_close_matches(variable, _RESTORE, 1, 0.9)
+            guess = get_close_matches(variable, _RESTORE, 1, 0.92)
             if guess:
                 yield variable, guess[0]
 

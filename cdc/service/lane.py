@@ -253,8 +253,8 @@ class Lane:
         self._metrics.error(error)
         self._metrics.retried()
         # A slot that another worker holds is asked for every second: it is said once. And a bootstrap that swaps tables
-        # takes their target away for a moment.
-        is_usual = isinstance(error, SlotInUse | FenceLost)
+        # takes their target away for a moment; whoever takes it again and again is another matter.
+        is_usual = isinstance(error, SlotInUse) or (isinstance(error, FenceLost) and is_news)
         level = (_log.info if is_news else _log.debug) if is_usual else _log.warning
         level("no stream", reason=str(error), sql=error.sql, again_in_s=round(wait_s, 1))
 

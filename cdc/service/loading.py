@@ -67,7 +67,7 @@ async def bootstrap(
     for too long: the next run resumes.
     """
     progress = progress or LogLines()
-    scope.names(config)
+    scope.names(config)  # a mistyped target is refused before anything is set up
     if from_backup is not None:
         await provision.setup(config, progress.say)
     finished = Summary({})

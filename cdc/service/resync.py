@@ -84,8 +84,9 @@ async def resync(
     Returns when all of them are done. While no worker serves a request it says so, and goes on waiting. Where a request
     for the table is open already it is followed. ``rebuild`` is called for a table that has to be built beside.
 
-    Raises `ConfigurationError` for a table or a target that is not configured, `SetupError` before ``cdc setup``, and
-    the error of the first target that cannot do it, when all others are done.
+    Raises `ConfigurationError` for a table or a target that is not configured and for a table that the source has not,
+    `SourceUnavailable` where it cannot be asked, `SetupError` before ``cdc setup``, and the error of the first target
+    that cannot do it, when all others are done.
     """
     names = _targets(config, table, target)
     await _require_source_table(config, table)

@@ -24,7 +24,8 @@ def test_a_summary_says_what_was_there_already_and_what_nobody_compared() -> Non
     )
     assert str(of_target) == (
         "internal: 1 of 11 tables (the others were there), 3 rows, 20 B copied in 1.0 s; consistent from 0/10 on. "
-        "Except rows that public.answers, public.b had before: `cdc resync public.answers` compares them."
+        "Except rows that public.answers, public.b had before: `cdc resync public.answers --target internal` compares "
+        "them."
     )
 
 
