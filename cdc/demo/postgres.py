@@ -193,7 +193,10 @@ class Cluster:
     def create_database(self, name: str) -> str:
         """Create an empty database and return its URL."""
         with psycopg.connect(self.dsn(), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {quote(name)} TEMPLATE template0")
+            # To copy the template's files, as versions before 15 always do, takes half of the time, on a disk, that it
+            # takes to write their pages to the WAL.
+            strategy = " STRATEGY file_copy" if connection.info.server_version >= 150000 else ""
+            connection.execute(f"CREATE DATABASE {quote(name)} TEMPLATE template0{strategy}".encode())
         return self.dsn(name)
 
     def configure(self, settings: Mapping[str, str | int]) -> None:
