@@ -6,7 +6,11 @@ import asyncio
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from cdc.bootstrap import definitions
 from cdc.bootstrap.progress import Silence
+from cdc.errors import SetupError
 from cdc.pgoutput.decoder import decode
 from cdc.pgoutput.messages import Insert
 from cdc.service import loading
@@ -274,3 +278,22 @@ async def test_the_planner_knows_what_was_copied(source: Database, make_target: 
     assert internal.fetch(known, "a") == [(3,)]
     assert internal.fetch(known, "a_upper") == [(3,)]
     assert datamart.fetch(known, "kinds") == [(3,)]
+
+
+async def test_a_run_that_ended_behind_the_rows_leaves_their_statistics_to_the_next(
+    source: Database, make_target: MakeDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.execute("CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a SELECT generate_series(1, 900)")
+    internal = make_target()
+    config = make_config(source, {"internal": follow(internal, "public.*")})
+    await set_up(config)
+
+    async def fail(*_: object, **__: object) -> list[str]:
+        raise SetupError("it ended here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(definitions, "build", fail)
+        with pytest.raises(SetupError, match="it ended here"):
+            await loading.bootstrap(config, progress=Silence())
+    await loading.bootstrap(config, progress=Silence())
+    assert internal.fetch("SELECT n_distinct FROM pg_stats WHERE tablename = 'a'") == [(-1,)]
