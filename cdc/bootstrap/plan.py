@@ -96,7 +96,8 @@ def plan_copy(
             continue
         expressions.append(quote(column.name) + _cast(column.type, there.type))
         names.append(there.name)
-        is_binary &= column.type.has_binary and there.type.has_binary
+        way = conversion(column.type, there.type, as_text=not column.type.has_binary)
+        is_binary &= column.type.has_binary and there.type.has_binary and (way is None or way.translate is None)
     return TableCopy(
         route=route,
         expressions=tuple(expressions),

@@ -8,6 +8,7 @@ caches by relation, caches by that object.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -27,8 +28,13 @@ class DataType:
 
     ``sql`` is what DDL calls it, with its modifier and, outside ``pg_catalog``, its schema: ``format_type(oid,
     typmod)`` under an empty search path. ``kind`` is ``pg_type.typtype`` (b, e, c, d, r, m) or ``a`` for an array of
-    ``element``; a domain's ``element`` is its base type. ``labels`` are an enum's, in order. ``has_binary`` is false
-    when the type has no send function: its values always arrive as text.
+    ``element``; a domain's ``element`` is its base type, a range's its subtype, a multirange's its range. ``labels``
+    are an enum's, in order; ``attributes`` a composite's, in order, without those that were dropped. ``has_binary`` is
+    false when the type has no send function: its values always arrive as text.
+
+    ``range_options`` is what follows the subtype in CREATE TYPE … AS RANGE; `None` for one that has a function of its
+    own which would have to be there first. ``is_row_type``: a composite that is the row type of a table.
+    ``lacks_infinity``: the type ``interval`` of a server older than 17.
     """
 
     oid: int
@@ -39,6 +45,10 @@ class DataType:
     element: DataType | None = None
     labels: tuple[str, ...] = ()
     has_binary: bool = True
+    attributes: tuple[Attribute, ...] = ()
+    range_options: str | None = None
+    is_row_type: bool = False
+    lacks_infinity: bool = False
 
     @property
     def is_builtin(self) -> bool:
@@ -46,13 +56,29 @@ class DataType:
         return self.schema == "pg_catalog"
 
     @property
-    def carries_foreign_oids(self) -> bool:
-        """Whether its binary format contains oids that another server does not know (hazard 8)."""
-        if self.kind == "a" and self.element is not None:
-            return not self.element.is_builtin or self.element.carries_foreign_oids
-        if self.kind == "d" and self.element is not None:
-            return self.element.carries_foreign_oids
-        return self.kind == "c"
+    def parts(self) -> tuple[DataType, ...]:
+        """The types that it is made of: an element, a base, a subtype, or those of its attributes."""
+        return (*(() if self.element is None else (self.element,)), *(one.type for one in self.attributes))
+
+    @property
+    def plain(self) -> DataType:
+        """What a domain is made of, or the type itself: a domain has the binary format of its base."""
+        found = self
+        while found.kind == "d" and found.element is not None:
+            found = found.element
+        return found
+
+    def holds(self, question: Callable[[DataType], bool]) -> bool:
+        """Whether ``question`` is true of the type or of anything that it is made of."""
+        return question(self) or any(part.holds(question) for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """One attribute of a composite type."""
+
+    name: str
+    type: DataType
 
 
 @dataclass(frozen=True, slots=True)

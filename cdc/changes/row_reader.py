@@ -1,19 +1,24 @@
 """From a row's message to the fields that one target wants of it.
 
-A `RowReader` belongs to one relation and one projection. It picks fields and never parses one; a field is the bytes
-that ``COPY … (FORMAT binary)`` wants (cdc.pgoutput.tuples). Loops over many rows use its parts directly, which saves a
-call a row.
+A `RowReader` belongs to one relation and one projection. It picks fields; a field is the bytes that ``COPY … (FORMAT
+binary)`` wants (cdc.pgoutput.tuples), and none is parsed but those of columns whose values mean something else at the
+target (cdc.changes.translation): picking translates those, so that everybody who reads rows sees the target's bytes.
+Loops over many rows use its parts directly, which saves a call a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from struct import Struct
 
 from cdc.changes.relation import Relation
+from cdc.changes.translation import NotAsPlanned, Translate
 from cdc.pgoutput.layouts import LayoutReader
-from cdc.pgoutput.tuples import FIRST_MARKER, FIRST_TUPLE, NEW, OLD_ROW, UNCHANGED, read_fields
+from cdc.pgoutput.tuples import FIRST_MARKER, FIRST_TUPLE, NEW, NULL, OLD_ROW, UNCHANGED, read_fields
+
+_LENGTH = Struct(">i")
 
 Fields = Sequence[bytes]
 """One row: a field per column that travels."""
@@ -35,15 +40,26 @@ class KeyNotSent(Exception):
     """An update whose key is TOASTed, unchanged, and not sent beside it. Control flow: nothing is known of the row."""
 
 
+class ValueRefused(Exception):
+    """A value of a column is not as it was planned. Control flow; ``reason`` is a sentence without a value."""
+
+    def __init__(self, relation: Relation, column_index: int, reason: str) -> None:
+        super().__init__(reason)
+        self.relation = relation
+        self.column_index = column_index
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True)
 class RowReader:
     """How to read the messages of one relation for one target.
 
-    Its methods raise `cdc.pgoutput.tuples.UnexpectedFormat`; whoever loops turns that into `FormatChanged`.
+    Its methods raise `cdc.pgoutput.tuples.UnexpectedFormat`; whoever loops turns that into `FormatChanged`. Where
+    values are translated they also raise `ValueRefused` and `cdc.changes.translation.UnknownObjects`.
 
-    ``wire`` is the format expected per column of the relation, ``pick`` takes the travelling ones (`None` when all
-    travel in their order), ``key`` are the places of the key among those, ``key_of`` takes it (meaningless without a
-    key). ``inserts`` remembers how insert messages are laid out.
+    ``wire`` is the format expected per column of the relation, ``pick`` takes the travelling ones and translates them
+    (`None` when all travel in their order, as they are), ``key`` are the places of the key among those, ``key_of``
+    takes it (meaningless without a key). ``inserts`` remembers how insert messages are laid out.
     """
 
     relation: Relation
@@ -88,8 +104,17 @@ class RowReader:
         return old, new
 
 
-def row_reader(relation: Relation, wire: bytes, indices: tuple[int, ...], key: tuple[int, ...]) -> RowReader:
-    """The reader of ``relation`` with formats ``wire``, for its columns ``indices``; the key is at ``key`` of those."""
+def row_reader(
+    relation: Relation,
+    wire: bytes,
+    indices: tuple[int, ...],
+    key: tuple[int, ...],
+    translations: Mapping[int, Translate] | None = None,
+) -> RowReader:
+    """The reader of ``relation`` with formats ``wire``, for its columns ``indices``; the key is at ``key`` of those.
+
+    ``translations`` are by place among those columns.
+    """
     pick: Callable[[Sequence[bytes]], Fields] | None
     if indices == tuple(range(len(wire))):
         pick = None
@@ -98,8 +123,34 @@ def row_reader(relation: Relation, wire: bytes, indices: tuple[int, ...], key: t
         pick = lambda fields: [fields[only]]  # noqa: E731  # itemgetter of one index gives no sequence
     else:
         pick = itemgetter(*indices)
+    if translations:
+        pick = _translating(relation, indices, pick, translations)
     key_of: Callable[[Fields], Key] = itemgetter(*key) if key else lambda _: ()
     return RowReader(relation, wire, pick, key, key_of, LayoutReader(wire))
+
+
+def _translating(
+    relation: Relation,
+    indices: tuple[int, ...],
+    pick: Callable[[Sequence[bytes]], Fields] | None,
+    translations: Mapping[int, Translate],
+) -> Callable[[Sequence[bytes]], Fields]:
+    steps = tuple(translations.items())
+
+    def translate(fields: Sequence[bytes]) -> Fields:
+        row = list(fields if pick is None else pick(fields))
+        place = 0
+        try:
+            for place, translate_value in steps:
+                field = row[place]
+                if field is not NULL and field is not UNCHANGED:
+                    value = translate_value(field[4:])
+                    row[place] = _LENGTH.pack(len(value)) + value
+        except NotAsPlanned as refusal:
+            raise ValueRefused(relation, indices[place], refusal.reason) from None
+        return row
+
+    return translate
 
 
 def key_fields(key: Key) -> tuple[bytes, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cdc.changes.relation import DataType
+from cdc.changes.relation import Attribute, DataType
 
 TypeKey = tuple[int, int]
 """A type's oid and its modifier (-1: none), as a Relation message carries them."""
@@ -19,8 +19,8 @@ TypeKey = tuple[int, int]
 class TypeRow:
     """One type as a catalog lists it.
 
-    ``element_oid`` is an array's element or a domain's base, ``parts`` the columns of a composite and the bounds of a
-    range.
+    ``element_oid`` is an array's element, a domain's base, a range's subtype or a multirange's range; what follows
+    ``has_send`` is what `DataType` says of attributes, ranges, row types and intervals.
     """
 
     oid: int
@@ -33,7 +33,12 @@ class TypeRow:
     element_typmod: int | None
     labels: Sequence[str]
     has_send: bool
-    parts: Sequence[int]
+    attribute_names: Sequence[str]
+    attribute_oids: Sequence[int]
+    attribute_typmods: Sequence[int]
+    range_options: str | None
+    is_row_type: bool
+    lacks_infinity: bool
 
 
 def described(rows: Iterable[TypeRow], wanted: Iterable[TypeKey]) -> dict[TypeKey, DataType]:
@@ -46,11 +51,12 @@ def described(rows: Iterable[TypeRow], wanted: Iterable[TypeKey]) -> dict[TypeKe
         row = by_oid.get(oid)
         if row is None or not row.has_send:
             return False
-        inner = [*row.parts, *([] if row.element_oid is None else [row.element_oid])]
+        inner = [*row.attribute_oids, *([] if row.element_oid is None else [row.element_oid])]
         return all(has_binary(part) for part in inner)
 
     def build(row: TypeRow) -> DataType:
         element = by_key.get((row.element_oid or 0, -1 if row.element_typmod is None else row.element_typmod))
+        attributes = zip(row.attribute_names, row.attribute_oids, row.attribute_typmods, strict=True)
         return DataType(
             oid=row.oid,
             schema=row.schema,
@@ -60,6 +66,10 @@ def described(rows: Iterable[TypeRow], wanted: Iterable[TypeKey]) -> dict[TypeKe
             element=None if element is None else build(element),
             labels=tuple(row.labels),
             has_binary=has_binary(row.oid),
+            attributes=tuple(Attribute(name, build(by_key[oid, typmod])) for name, oid, typmod in attributes),
+            range_options=row.range_options,
+            is_row_type=row.is_row_type,
+            lacks_infinity=row.lacks_infinity,
         )
 
     return {key: build(by_key[key]) for key in wanted if key in by_key}

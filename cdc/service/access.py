@@ -6,21 +6,23 @@ Nothing here becomes the owner of a target. A target that cannot be asked now is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
 
 from cdc.changes.column_origin import ColumnOrigin
 from cdc.changes.relation import Relation
 from cdc.config import Config, SourceConfig, for_asyncpg
 from cdc.errors import CdcError, ResyncNeeded, SourceUnavailable
 from cdc.service.taking import say_if_lost
-from cdc.source.catalog import read_origins as read_origins_by_oid
+from cdc.source.catalog import read_object_names, read_origins, with_types_of_now
+from cdc.source.connection import Connection
 from cdc.source.connection import connect as connect_source
 from cdc.target import migrations, position
 from cdc.target.history import SourceHistory
 from cdc.target.session import Session, connect
 
 ASK_SOURCE_S = 5.0
-"""How long the source may take to say how a new column came to be: a batch waits for it, and the answer is a help."""
+"""How long the source may take to answer a question about its catalog: a batch waits for it."""
 
 
 async def open_session(config: Config, name: str) -> Session:
@@ -68,15 +70,37 @@ async def waits_for_load(config: Config, name: str, key: str) -> str | None:
     return state.state if state is not None and (state.state == "loading" or state.position is None) else None
 
 
-async def read_origins(source: SourceConfig, relation: Relation) -> Mapping[str, ColumnOrigin]:
-    """How the source says that the columns of a relation came to be: asked once for a table that stops."""
-    try:
-        async with (
-            asyncio.timeout(ASK_SOURCE_S),
-            await connect_source(
-                source.dsn.get_secret_value(), application_name=f"{source.application_name} catalog"
-            ) as connection,
-        ):
-            return (await read_origins_by_oid(connection, [relation.oid])).get(relation.oid, {})
-    except TimeoutError:
-        raise SourceUnavailable(f"the source does not answer within {ASK_SOURCE_S:g} seconds") from None
+class SourceCatalog:
+    """What only the source's catalog can answer. A session for each question; all of them raise `SourceUnavailable`."""
+
+    def __init__(self, source: SourceConfig) -> None:
+        self._source = source
+
+    async def read_origins(self, relation: Relation) -> Mapping[str, ColumnOrigin]:
+        """How the columns of a relation came to be: asked once for a table that stops."""
+        async with self._session() as connection:
+            return (await read_origins(connection, [relation.oid])).get(relation.oid, {})
+
+    async def read_types(self, relation: Relation) -> Relation:
+        """The relation with its types as they are now: asked for a table that stops, before it goes on."""
+        async with self._session() as connection:
+            return await with_types_of_now(connection, relation)
+
+    async def read_names(self, objects: Collection[tuple[str, int]]) -> Mapping[tuple[str, int], str]:
+        """The names of objects that values of reg* types hold: asked once for each batch that has any."""
+        async with self._session() as connection:
+            return await read_object_names(connection, objects)
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[Connection]:
+        source = self._source
+        try:
+            async with (
+                asyncio.timeout(ASK_SOURCE_S),
+                await connect_source(
+                    source.dsn.get_secret_value(), application_name=f"{source.application_name} catalog"
+                ) as connection,
+            ):
+                yield connection
+        except TimeoutError:
+            raise SourceUnavailable(f"the source does not answer within {ASK_SOURCE_S:g} seconds") from None

@@ -22,7 +22,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -306,7 +305,7 @@ class Delivery:
                 heartbeats=self._heartbeats,
             )
             await self.resyncing.attach(owned)
-            owned.planning.read_origins = partial(access.read_origins, self._config.source)
+            owned.planning.ask_source(access.SourceCatalog(self._config.source))
             self._oids = owned.planning.oids
             self._wanted.clear()
             self._batch = self.queue.without(self._batch, owned.positions.skips_all)

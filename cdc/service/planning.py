@@ -7,7 +7,8 @@ SQL that mends it where there is one, and what the source's catalog adds to both
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import structlog
 
@@ -23,8 +24,18 @@ from cdc.target.table_state import TableState
 
 _log = structlog.get_logger(__name__)
 
-ReadOrigins = Callable[[Relation], Awaitable[Mapping[str, ColumnOrigin]]]
-"""Asks the source's catalog how the columns of a relation came to be."""
+
+class SourceCatalog(Protocol):
+    """What only the source's catalog knows. All of it may raise `CdcError`."""
+
+    async def read_origins(self, relation: Relation) -> Mapping[str, ColumnOrigin]:
+        """How the columns of a relation came to be."""
+
+    async def read_types(self, relation: Relation) -> Relation:
+        """The relation with its types as they are now."""
+
+    async def read_names(self, objects: Collection[tuple[str, int]]) -> Mapping[tuple[str, int], str]:
+        """The names of objects, by kind (a reg* type) and oid."""
 
 
 class Planning:
@@ -48,7 +59,12 @@ class Planning:
         self._ignored: set[str] = set()
         self._explained: dict[tuple[Relation, str], TableStopped] = {}
         self.plans: dict[Relation, TablePlan] = {}
-        self.read_origins: ReadOrigins | None = None
+        self._source: SourceCatalog | None = None
+
+    def ask_source(self, source: SourceCatalog) -> None:
+        """Whom to ask what neither the stream nor the target says."""
+        self._source = source
+        self._applier.read_names = source.read_names
 
     @property
     def oids(self) -> frozenset[int]:
@@ -114,6 +130,12 @@ class Planning:
         route = self._routes.route_of(relation.schema, relation.name)
         if route is not None:
             self._applier.forget(route)
+        # A composite type may have been altered since the stream described it; the next stream will know.
+        if self._source is not None and any(c.type.holds(lambda one: one.kind == "c") for c in relation.columns):
+            try:
+                relation = await self._source.read_types(relation)
+            except CdcError as refusal:
+                _log.info("the source cannot be asked about a type", table=relation.qualified_name, reason=str(refusal))
         await self._make(relation)
 
     async def _make(self, relation: Relation) -> TablePlan:
@@ -159,7 +181,7 @@ class Planning:
             former = [known for known in self.plans if known.qualified_name == relation.qualified_name]
             formerly = [column.name for column in former[-1].columns] if former else None
             try:
-                origins = None if self.read_origins is None else await self.read_origins(relation)
+                origins = None if self._source is None else await self._source.read_origins(relation)
             except CdcError as refusal:
                 _log.info(
                     "the source cannot be asked about a column", table=relation.qualified_name, reason=str(refusal)

@@ -124,3 +124,26 @@ async def describe_types(connection: Connection, types: Iterable[TypeKey]) -> di
     with source_errors("describe its types"):
         cursor = await connection.execute(statements.load("source", "types"), parameters)
         return described([TypeRow(*row) for row in await cursor.fetchall()], wanted)
+
+
+async def read_object_names(connection: Connection, objects: Collection[tuple[str, int]]) -> dict[tuple[str, int], str]:
+    """The names that objects have now, by kind (a reg* type) and oid; one that is gone is its number."""
+    wanted = sorted(objects)
+    parameters = {"kinds": [kind for kind, _ in wanted], "oids": [oid for _, oid in wanted]}
+    with source_errors("name its objects"):
+        cursor = await connection.execute(statements.load("source", "object_names"), parameters)
+        return {(kind, oid): name for kind, oid, name in await cursor.fetchall()}
+
+
+async def with_types_of_now(connection: Connection, relation: Relation) -> Relation:
+    """The relation with its types as they are now: no Relation message tells of ALTER TYPE … ADD ATTRIBUTE.
+
+    Only composite types, which have no modifier, and what is made of them are looked at. One that is gone stays.
+    """
+    old = {column.type for column in relation.columns if column.type.holds(lambda one: one.kind == "c")}
+    new = await describe_types(connection, [(one.oid, -1) for one in old])
+    types = {one: new.get((one.oid, -1), one) for one in old}
+    columns = tuple(
+        Column(column.name, types.get(column.type, column.type), column.is_key) for column in relation.columns
+    )
+    return Relation(relation.oid, relation.schema, relation.name, relation.replica_identity, columns)

@@ -29,18 +29,29 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import asyncpg
 
 from cdc.changes.relation import Relation
-from cdc.changes.row_reader import FormatChanged
+from cdc.changes.row_reader import FormatChanged, ValueRefused
 from cdc.changes.transaction import Part
+from cdc.changes.translation import UnknownObjects
 from cdc.errors import ProtocolError, ServerError, TableStopped
 from cdc.pgoutput.tuples import TEXT
 from cdc.routing.route import Route
 from cdc.target.catalog import TargetTable, read_table
 from cdc.target.fast_path import FastPath
-from cdc.target.rejection import NEEDED_RIGHTS, Refused, Unfit, guard_for, lacks_rights, unfit_verdict, verdict
+from cdc.target.object_oids import ObjectLookup, ReadNames
+from cdc.target.rejection import (
+    NEEDED_RIGHTS,
+    Refused,
+    Unfit,
+    guard_for,
+    lacks_rights,
+    unfit_verdict,
+    value_verdict,
+    verdict,
+)
 from cdc.target.row_replay import RowReplay
 from cdc.target.session import Session, server_error, target_errors
 from cdc.target.staging import Staging
-from cdc.target.steps import RoutedPart
+from cdc.target.steps import RoutedPart, first_refused
 from cdc.target.strict_path import StrictPath
 from cdc.target.survey import Applied, Counts, Survey
 from cdc.target.table_plan import TablePlan, TableShape, plan_table
@@ -60,6 +71,7 @@ class Applier:
     ``target`` is the target's name, ``follows`` whether its schema follows the source's. ``routes`` are all of the
     target's: they tell which tables are fed by several relations. ``read_again`` may be filled with the tables,
     ``(schema, name)``, of which rows that a change in overlap leaves uncertain are read again (`cdc resync`).
+    ``read_names`` asks the source for the names of objects (values of reg* types); without it no such value can come.
     """
 
     def __init__(self, session: Session, target: str, *, follows: bool, routes: Iterable[Route] = ()) -> None:
@@ -78,8 +90,19 @@ class Applier:
         self._versions: dict[tuple[str, str], str] = {}
         self._shapes: dict[tuple[object, ...], TableShape] = {}
         self._plans: dict[tuple[Relation, Route, bool], TablePlan] = {}
+        self._lookup = ObjectLookup(session)
+        self._thorough: set[tuple[str, str]] = set()
         self._flipped: dict[Relation, set[int]] = {}
         self._refused: dict[tuple[str, str], ServerError] = {}
+
+    @property
+    def read_names(self) -> ReadNames | None:
+        """What is asked for the names of the source's objects."""
+        return self._lookup.read_names
+
+    @read_names.setter
+    def read_names(self, ask: ReadNames | None) -> None:
+        self._lookup.read_names = ask
 
     async def plan(self, relation: Relation, route: Route, *, overlap: bool = False) -> TablePlan:
         """Decide how ``relation`` gets into the route's table. Cached: by relation, and what the catalog says by table.
@@ -135,6 +158,7 @@ class Applier:
             ProtocolError: a message is damaged.
         """
         replanned: set[tuple[str, str]] = set()
+        self._lookup.forget()
         while True:
             routed = self._route(work, plans, holds)
             if not routed:
@@ -145,6 +169,12 @@ class Applier:
             except FormatChanged as format_changed:
                 await self._roll_back()
                 await self._flip(format_changed, routed)
+            except UnknownObjects:
+                await self._roll_back()
+                await self._lookup.learn(routed, self._target)
+            except ValueRefused as refused:
+                await self._roll_back()
+                raise value_verdict(refused, *first_refused(refused, routed), self._target) from None
             except TablesChanged as changed:
                 await self._roll_back()
                 for name in changed.names:
@@ -154,7 +184,10 @@ class Applier:
                 name = (unfit.shape.schema, unfit.shape.name)
                 if unfit.is_missing_right:
                     self._refused[name] = unfit.server
-                if name in replanned or not (unfit.is_outdated or unfit.is_missing_right):
+                if name in replanned and unfit.is_outdated and name not in self._thorough:
+                    # It may be a value of a composite type that was altered: then its translation says where it is.
+                    self._thorough.add(name)
+                elif name in replanned or not (unfit.is_outdated or unfit.is_missing_right):
                     raise await self._unfit(unfit, routed) from None
                 replanned.add(name)
                 await self._plan_again(name, routed)
@@ -261,6 +294,8 @@ class Applier:
             is_shared=self._fed_by[name] > 1,
             flipped=self._flipped.get(relation, ()),
             overlap=overlap,
+            objects=self._lookup.objects,
+            thorough=name in self._thorough,
         )
         shape = self._shapes.setdefault(plan.shape.content(), plan.shape)
         return TablePlan(plan.relation, plan.route, shape, plan.reader, plan.is_shared, self._versions[name])

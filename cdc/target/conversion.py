@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 from cdc.changes.relation import DataType
+from cdc.changes.translation import ObjectOids, Translate, Unlike, has_structure, translation
 from cdc.identifiers import quote, quote_qualified
 
 _STRINGS = (("pg_catalog", "text"), ("pg_catalog", "varchar"))
@@ -67,36 +68,67 @@ class Conversion:
 
     ``stage_type`` is what its staging column is, as SQL. ``cast`` is the type to cast to on the way from there, `None`
     where an assignment alone does it. ``is_direct`` says that COPY may write into the target column itself.
+    ``translate`` makes the target's bytes of the source's before they are staged; `None` where they are the same.
     """
 
     stage_type: str
     cast: str | None
     is_direct: bool
+    translate: Translate | None = None
 
 
-def conversion(source: DataType, target: DataType, *, as_text: bool) -> Conversion | None:
+def conversion(
+    source: DataType,
+    target: DataType,
+    *,
+    as_text: bool,
+    objects: ObjectOids | None = None,
+    thorough: bool = False,
+) -> Conversion | None:
     """How values of ``source`` get into a column of ``target``; `None` when there is no way known.
 
-    ``as_text`` says that they come as text, because the source's type has no binary format.
+    ``as_text`` says that they come as text, because the source's type has no binary format. ``objects`` is where a
+    translation finds the oids of objects, ``thorough`` asks it to look into values that it need not.
+
+    Raises `Unlike` where both are of the same kind, and what they are made of does not fit.
     """
     if as_text:
+        check_text(source, target)
         is_string = _name(target) in _STRINGS
         return Conversion(_TEXT, None if is_string else _base_name(target), is_direct=is_string)
-    if source.carries_foreign_oids:
-        return None
-    if _same_format(source, target):
-        return Conversion(_base_name(target), None, is_direct=True)
-    plain = _plain(source)
-    if _same_format(plain, target):
-        return Conversion(_base_name(target), None, is_direct=True)
+    if has_structure(source) and has_structure(target) and source.plain.kind == target.plain.kind:
+        try:
+            translate = translation(source, target, objects or ObjectOids(), thorough=thorough)
+            return Conversion(_base_name(target.plain), None, is_direct=True, translate=translate)
+        except Unlike:
+            if source.plain.kind not in ("a", "b"):
+                raise
+    # A domain may refuse NULLs, which staged rows have in columns that they do not speak of: its base is staged.
+    plain = source.plain
+    if _same_format(source, target) or _same_format(plain, target.plain):
+        return Conversion(_base_name(target.plain), None, is_direct=True)
     if plain.kind == "e":
         # An enum's binary format is its label.
         return Conversion(_TEXT, None if _name(target) in _STRINGS else _base_name(target), is_direct=False)
     if target.kind == "e" and _name(plain) in _STRINGS:
         return Conversion(_TEXT, _base_name(target), is_direct=False)
-    if not _is_assignable(plain, _plain(target)):
+    if not _is_assignable(plain, target.plain):
         return None
     return Conversion(_base_name(plain), None, is_direct=False)
+
+
+def check_text(source: DataType, target: DataType) -> None:
+    """Raise `Unlike` where the text of a value would mean another value: it names no attributes, it counts them."""
+    source, target = source.plain, target.plain
+    if source.kind == "c" and target.kind == "c":
+        translation(source, target, ObjectOids())
+        if [one.name for one in source.attributes] != [one.name for one in target.attributes]:
+            raise Unlike(
+                f"the composite type {target.sql} has its attributes in another order than at the source, and values "
+                "that travel as text go by the order"
+            )
+    for mine, theirs in zip(source.parts, target.parts, strict=False):
+        check_text(mine, theirs)
 
 
 def fits_exactly(source: DataType, target: DataType) -> bool:
@@ -123,8 +155,8 @@ def fits_exactly(source: DataType, target: DataType) -> bool:
 
 def needs_cast_to_compare(source: DataType, target: DataType) -> bool:
     """Whether a staged value must be cast to the target's type before an index on the target can find it."""
-    plain = _plain(source)
-    return not (_same_format(source, target) or _same_format(plain, target))
+    plain = source.plain
+    return not (_same_format(source, target) or _same_format(plain, target.plain))
 
 
 def is_comparable(target: DataType) -> bool:
@@ -134,9 +166,10 @@ def is_comparable(target: DataType) -> bool:
 
 def equality(target: DataType) -> str:
     """The equality operator of a type. An extension's type has its own, outside of our search_path."""
-    if target.is_builtin or target.kind != "b":
+    plain = target.plain
+    if plain.is_builtin or plain.kind != "b":
         return "OPERATOR(pg_catalog.=)"
-    return f"OPERATOR({quote(target.schema)}.=)"
+    return f"OPERATOR({quote(plain.schema)}.=)"
 
 
 def type_name(target: DataType) -> str:
@@ -147,7 +180,7 @@ def type_name(target: DataType) -> str:
 def _is_assignable(source: DataType, target: DataType) -> bool:
     """Whether PostgreSQL converts by itself when a value of ``source`` is assigned to a column of ``target``."""
     if source.kind == "a" and target.kind == "a" and source.element and target.element:
-        return _is_assignable(_plain(source.element), _plain(target.element))
+        return _is_assignable(source.element.plain, target.element.plain)
     if not source.is_builtin or not target.is_builtin:
         return False
     if target.name in _ANYTHING_BECOMES or source.name == target.name:
@@ -157,13 +190,6 @@ def _is_assignable(source: DataType, target: DataType) -> bool:
 
 def _same_format(source: DataType, target: DataType) -> bool:
     return _name(source) == _name(target) or (_name(source) in _STRINGS and _name(target) in _STRINGS)
-
-
-def _plain(source: DataType) -> DataType:
-    """What a domain is made of: it has its base type's binary format."""
-    while source.kind == "d" and source.element is not None:
-        source = source.element
-    return source
 
 
 def _name(data_type: DataType) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from enum import Enum
 
 import asyncpg
 
+from cdc.changes.row_reader import ValueRefused
 from cdc.changes.transaction import Kind, Part
 from cdc.errors import BatchRejected, ServerError, TableStopped, TransientError
 from cdc.routing.route import Route
@@ -212,6 +213,18 @@ def unfit_verdict(unfit: Unfit, part: Part, plan: TablePlan, target: str, role: 
     return TableStopped(
         f"{where}: {sentence}",
         server=unfit.server,
+        source_table=plan.source_table,
+        commit_lsn=part.commit_lsn,
+        xid=part.xid,
+    )
+
+
+def value_verdict(refused: ValueRefused, part: Part, plan: TablePlan, target: str) -> TableStopped:
+    """What the applier says of a value that is not as it was planned."""
+    column = plan.relation.columns[refused.column_index]
+    return TableStopped(
+        f"target {target}: table {plan.route.target_name} (from {plan.route.source_name}): column {column.name} of a "
+        f"row of the transaction at {part.commit_lsn} (xid {part.xid}): {refused.reason}.",
         source_table=plan.source_table,
         commit_lsn=part.commit_lsn,
         xid=part.xid,

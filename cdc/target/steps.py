@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cdc.changes.relation import Relation
-from cdc.changes.transaction import Part, Run, Truncation
+from cdc.changes.row_reader import RowReader, ValueRefused
+from cdc.changes.transaction import Kind, Part, Run, Truncation
+from cdc.changes.translation import UnknownObjects
 from cdc.target.table_plan import TablePlan, TableShape
 
 TargetName = tuple[str, str]
@@ -109,6 +111,38 @@ def stretched(runs: Iterable[tuple[Reading, Sequence[bytes]]]) -> Iterator[tuple
                 stretch, size = [], 0
     if stretch and current is not None:
         yield current, stretch
+
+
+def read_rows(reader: RowReader, run: Run) -> None:
+    """Read every row of a run as the applier does, for what reading them says."""
+    for message in run.rows:
+        if run.kind is Kind.UPDATE:
+            reader.old_and_new(message)
+        else:
+            reader.new_row(message)
+
+
+def first_refused(refused: ValueRefused, routed: Sequence[RoutedPart]) -> tuple[Part, TablePlan]:
+    """The first part with such a value, and the plan by which its relation is taken.
+
+    Tables are read one after the other, so what was refused first need not be what comes first in the stream.
+    """
+    fallback: tuple[Part, TablePlan] | None = None
+    for part in routed:
+        plan = part.plans.get(refused.relation)
+        if plan is None:
+            continue
+        fallback = fallback or (part.part, plan)
+        for change in part.part.changes:
+            if isinstance(change, Run) and change.relation is refused.relation:
+                try:
+                    read_rows(plan.reader, change)
+                except ValueRefused:
+                    return part.part, plan
+                except UnknownObjects:
+                    continue
+    assert fallback is not None  # it was read by one of them
+    return fallback
 
 
 def truncated_plans(routed: RoutedPart, truncation: Truncation) -> list[TablePlan]:

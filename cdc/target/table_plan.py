@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from cdc.changes.relation import DataType, Relation, ReplicaIdentity
 from cdc.changes.row_reader import RowReader, row_reader
+from cdc.changes.translation import ObjectOids, Translate, Unlike
 from cdc.errors import TableStopped
 from cdc.identifiers import quote, quote_qualified
 from cdc.pgoutput.tuples import BINARY, TEXT
@@ -150,6 +151,8 @@ def plan_table(
     is_shared: bool = False,
     flipped: Collection[int] = (),
     overlap: bool = False,
+    objects: ObjectOids | None = None,
+    thorough: bool = False,
 ) -> TablePlan:
     """Decide how ``relation`` gets into ``table``.
 
@@ -166,12 +169,20 @@ def plan_table(
             suggests: all of them in a stream of text values (hazard 25).
         overlap: Whether the table may hold changes already that are streamed over it: it was restored from a backup and
             its target is not cut over yet.
+        objects: Where the oids of objects in values of reg* types are found.
+        thorough: Whether to look into values of composite types that could pass as they are.
 
     Raises:
         TableStopped: the rows cannot be written as they are, with what to do about it.
     """
     planner = _Planner(
-        relation, route, f"target {target}: table {route.target_name} (from {route.source_name})", target, follows
+        relation,
+        route,
+        f"target {target}: table {route.target_name} (from {route.source_name})",
+        target,
+        follows,
+        ObjectOids() if objects is None else objects,
+        thorough,
     )
     found = planner.writable(table)
     projection = planner.projection(found)
@@ -183,7 +194,7 @@ def plan_table(
             "table from the live source."
         )
     as_text = tuple((index in flipped) == column.type.has_binary for index, column in enumerate(relation.columns))
-    columns, direct = planner.columns(found, projection, as_text)
+    columns, direct, translations = planner.columns(found, projection, as_text)
     key_names = {projection.target_columns[place] for place in key or ()}
     fires = not triggers_disabled
     all_columns = tuple(column.name for column in found.columns if not column.generated)
@@ -212,7 +223,8 @@ def plan_table(
         overlap=overlap,
     )
     wire = bytes(TEXT if text else BINARY for text in as_text)
-    return TablePlan(relation, route, shape, row_reader(relation, wire, projection.indices, shape.key), is_shared)
+    reader = row_reader(relation, wire, projection.indices, shape.key, translations)
+    return TablePlan(relation, route, shape, reader, is_shared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +236,8 @@ class _Planner:
     where: str
     target: str
     follows: bool
+    objects: ObjectOids
+    thorough: bool
 
     def stop(self, sentence: str, sql: str | None = None) -> TableStopped:
         return TableStopped(f"{self.where}: {sentence}", sql=sql, source_table=self.relation.qualified_name)
@@ -337,18 +351,24 @@ class _Planner:
 
     def columns(
         self, table: TargetTable, projection: Projection, as_text: tuple[bool, ...]
-    ) -> tuple[tuple[PlanColumn, ...], bool]:
-        """The columns of the shape, and whether COPY may write to all of them."""
-        columns, all_direct = [], True
+    ) -> tuple[tuple[PlanColumn, ...], bool, dict[int, Translate]]:
+        """The columns of the shape, whether COPY may write to all of them, and what is translated, by place."""
+        columns: list[PlanColumn] = []
+        translations: dict[int, Translate] = {}
+        all_direct = True
         for index, name in zip(projection.indices, projection.target_columns, strict=True):
             column = table.column(name)
             assert column is not None  # the projection holds columns of the table only
-            planned, direct = self._column(self.relation.columns[index].type, column, as_text[index])
+            planned, direct, translate = self._column(self.relation.columns[index].type, column, as_text[index])
+            if translate is not None:
+                translations[len(columns)] = translate
             columns.append(planned)
             all_direct = all_direct and direct
-        return tuple(columns), all_direct
+        return tuple(columns), all_direct, translations
 
-    def _column(self, source: DataType, column: TargetColumn, as_text: bool) -> tuple[PlanColumn, bool]:
+    def _column(
+        self, source: DataType, column: TargetColumn, as_text: bool
+    ) -> tuple[PlanColumn, bool, Translate | None]:
         target = column.type
         if self.follows and not fits_exactly(source, target):
             raise self.stop(
@@ -357,28 +377,26 @@ class _Planner:
                 f"did, load the table again afterwards ({load_table_again(self.route.source_name, self.target)}).",
                 self.alter(f"ALTER COLUMN {quote(column.name)} TYPE {source.sql}"),
             )
-        if not as_text and source.carries_foreign_oids:
-            raise self.stop(
-                f"column {column.name} is of type {source.sql}, whose values name types by numbers that differ from "
-                "server to server; this version cannot carry it over. Leave the column out of the route."
-            )
-        way = conversion(source, target, as_text=as_text)
+        try:
+            way = conversion(source, target, as_text=as_text, objects=self.objects, thorough=self.thorough)
+        except Unlike as unlike:
+            raise self.stop(f"column {column.name}: {unlike}.", unlike.sql) from None
         if way is None:
             raise self.stop(
                 f"column {column.name} is of type {target.sql}, and PostgreSQL does not convert values of the source's "
                 f"type {source.sql} to it by assignment.",
                 self.alter(f"ALTER COLUMN {quote(column.name)} TYPE {source.sql}"),
             )
-        same = not as_text and not needs_cast_to_compare(source, target)
+        same = not as_text and (way.translate is not None or not needs_cast_to_compare(source, target))
         planned = PlanColumn(
             name=column.name,
             stage_type=way.stage_type,
             cast=way.cast,
             key_cast=None if same else type_name(target),
-            match_cast=None if same and source.sql == target.sql else target.sql,
+            match_cast=None if same and source.sql == target.sql and target.kind != "d" else target.sql,
             equals=equality(target),
             is_written=not column.generated,
             is_updatable=not column.generated and column.identity != "a",
             is_comparable=is_comparable(target),
         )
-        return planned, way.is_direct and not column.generated
+        return planned, way.is_direct and not column.generated, way.translate

@@ -6,7 +6,7 @@ transaction, and fails the test unless every routed table is then equal on both 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from cdc.changes.relation import Relation
 from cdc.changes.transaction import Part
 from cdc.identifiers import quote, quote_qualified
 from cdc.routing.route import Route
-from cdc.source.catalog import describe_types
+from cdc.source.catalog import describe_types, read_object_names
 from cdc.source.connection import connect as connect_source
 from cdc.target.applier import Applied, Applier, Holds
 from cdc.target.session import Session, connect
@@ -138,6 +138,12 @@ async def open_replica(
         await session.connection.execute("SET session_replication_role = origin")
         session = replace(session, triggers_disabled=False)
     applier = Applier(session, "warehouse", follows=follows, routes=routes)
+
+    async def read_names(objects: Collection[tuple[str, int]]) -> Mapping[tuple[str, int], str]:
+        async with await connect_source(source.dsn, application_name="tests") as connection:
+            return await read_object_names(connection, objects)
+
+    applier.read_names = read_names
     return Replica(source, target, session, applier, Accumulator(part_bytes=8 << 20), routes, binary)
 
 

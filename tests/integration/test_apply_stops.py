@@ -279,13 +279,6 @@ async def test_a_shape_that_changes_in_the_middle_of_a_batch_is_applied(
     assert replica.target.fetch("SELECT * FROM people ORDER BY id") == [(1, "new"), (2, "again"), (30, "c")]
 
 
-async def test_hazard_08_an_array_of_a_users_type_stops_the_table(make_replica: MakeReplica, source: Database) -> None:
-    replica = await make_replica("CREATE TYPE mood AS ENUM ('x'); CREATE TABLE t (id int PRIMARY KEY, m mood[]);")
-    source.execute("INSERT INTO t VALUES (1, '{x}')")
-    error = await refusal(replica, TableStopped)
-    assert "cannot carry it over" in str(error)
-
-
 async def test_a_key_that_is_not_routed_stops_the_table(make_replica: MakeReplica, source: Database) -> None:
     routes = [Route("public", "people", "public", "people", (("name", "name"),))]
     replica = await make_replica(PEOPLE, "CREATE TABLE people (name text)", routes=routes)

@@ -110,12 +110,13 @@ async def test_hazard_08_types_of_users_have_other_oids_on_a_target(
     source: Database, make_target: MakeDatabase
 ) -> None:
     target = make_target()
-    target.execute("CREATE TYPE before_us AS ENUM ('a'); CREATE TYPE pair AS (x int, y int)")
+    target.execute("CREATE TYPE before_us AS ENUM ('a'); CREATE TYPE other AS (x int, y int)")
     source.execute(
         "CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE DOMAIN age AS int CHECK (VALUE > 0);"
-        "CREATE TYPE pair AS (x int, y int);"
+        "CREATE TYPE pair AS (x int, mood mood);"
         "CREATE TABLE people (id int PRIMARY KEY, mood mood, age age);"
-        "CREATE TABLE places (id int PRIMARY KEY); INSERT INTO people VALUES (1, 'sad', 30)"
+        "CREATE TABLE places (id int PRIMARY KEY, at pair, moods mood[]);"
+        "INSERT INTO people VALUES (1, 'sad', 30); INSERT INTO places VALUES (1, (1, 'sad'), '{glad}')"
     )
     async with Pipeline(source, {"internal": follow(target)}) as pipeline:
         await pipeline.load()
@@ -124,15 +125,9 @@ async def test_hazard_08_types_of_users_have_other_oids_on_a_target(
             "INSERT INTO people VALUES (2, 'glad', 40); UPDATE people SET mood = 'glad', age = 31 WHERE id = 1"
         )
         source.execute("DELETE FROM people WHERE id = 2; INSERT INTO people VALUES (3, NULL, NULL)")
+        source.execute("INSERT INTO places VALUES (2, (1, 'glad'), '{sad,NULL}'); UPDATE places SET at = (2, NULL)")
+        source.execute("INSERT INTO places VALUES (3, NULL, '{}'); DELETE FROM places WHERE id = 1")
         await pipeline.assert_caught_up_and_equal()
-
-        source.execute("ALTER TABLE places ADD COLUMN at pair, ADD COLUMN moods mood[]")
-        target.execute("ALTER TABLE places ADD COLUMN at pair, ADD COLUMN moods mood[]")
-        source.execute("INSERT INTO places VALUES (1, (1, 2), '{sad}'); INSERT INTO people VALUES (4, 'sad', 1)")
-        state = await pipeline.table_in_state("internal", "public.places", "stopped")
-        assert "whose values name types by numbers that differ from server to server" in (state.reason or "")
-        await pipeline.caught_up()
-        await pipeline.assert_equal(leave_out=["public.places"])
 
 
 async def test_hazard_10_a_state_that_the_source_never_had_is_not_rejected(

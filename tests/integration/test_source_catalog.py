@@ -119,13 +119,20 @@ async def test_types_are_described_by_name_whatever_schema_they_live_in(source: 
     mood = await type_of(session, '"S s".mood')
     assert (mood.sql, mood.kind, mood.labels, mood.is_builtin) == ('"S s".mood', "e", ("sad", "Ok"), False)
     array = await type_of(session, '"S s".mood[]')
-    assert (array.kind, array.element, array.carries_foreign_oids) == ("a", mood, True)
+    assert (array.kind, array.element) == ("a", mood)
     short = await type_of(session, '"S s".short')
     assert short.kind == "d"
     assert short.element is not None
     assert short.element.sql == "character varying(5)"
-    assert (await type_of(session, '"S s".pair')).carries_foreign_oids
-    assert (await type_of(session, '"S s".span')).kind == "r"
+    pair = await type_of(session, '"S s".pair')
+    assert [(one.name, one.type.sql) for one in pair.attributes] == [("a", "integer"), ("moods", '"S s".mood[]')]
+    assert (pair.is_row_type, (await type_of(session, "pg_catalog.pg_class")).is_row_type) == (False, True)
+    span = await type_of(session, '"S s".span')
+    assert (span.kind, span.range_options) == ("r", 'multirange_type_name = "S s".span_multirange')
+    assert span.element is not None
+    assert span.element.sql == "numeric"
+    several = await type_of(session, '"S s".span_multirange')
+    assert (several.kind, several.element) == ("m", span)
     strings = await type_of(session, "varchar(7)[]")
     assert strings.element is not None
     assert (strings.sql, strings.element.sql) == ("character varying(7)[]", "character varying(7)")

@@ -71,7 +71,8 @@ async def test_columns_keys_and_foreign_keys_are_described_by_name(make_target: 
     base = columns["code"].type.element
     assert base is not None
     assert (columns["code"].type.kind, base.sql, columns["code"].not_null) == ("d", "character varying(5)", True)
-    assert columns["pair"].type.carries_foreign_oids
+    pair = columns["pair"].type.attributes
+    assert [(one.name, one.type.sql) for one in pair] == [("a", "integer"), ("b", '"sch-ema"."Mood"')]
     assert [name for name, column in columns.items() if column.has_default] == ["createdAt", "id"]
     assert [name for name, column in columns.items() if column.generated] == ["twice"]
     assert (columns["id"].identity, columns["label"].identity) == ("a", "")

@@ -1,0 +1,117 @@
+"""Values of reg* types: the oids that a target has for the source's objects, by their names.
+
+A value of such a type is the oid of an object, which means nothing elsewhere. What a batch holds of them is looked up
+once: the source says the names that the objects have now, the target its oids for those names. Nothing is kept from one
+batch to the next, because objects are renamed. Names are values of rows: they reach the target by COPY (invariant 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+
+import asyncpg
+
+from cdc import statements
+from cdc.changes.row_reader import ValueRefused
+from cdc.changes.transaction import Part, Run
+from cdc.changes.translation import ObjectOids, names_objects
+from cdc.errors import ProtocolError, TableStopped
+from cdc.identifiers import quote, quote_qualified
+from cdc.target.copy_text import text_rows
+from cdc.target.session import Session, target_errors
+from cdc.target.steps import RoutedPart, read_rows
+from cdc.target.table_plan import TablePlan
+
+ReadNames = Callable[[Collection[tuple[str, int]]], Awaitable[Mapping[tuple[str, int], str]]]
+"""Asks the source for the names of objects, by kind (a reg* type) and oid. What is gone there is its number."""
+
+
+class ObjectLookup:
+    """The objects of one session on a target, for one batch at a time."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.objects = ObjectOids()
+        self.read_names: ReadNames | None = None
+
+    def forget(self) -> None:
+        """Another batch begins."""
+        self.objects.known.clear()
+
+    async def learn(self, routed: Sequence[RoutedPart], target: str) -> None:
+        """Look up every object that these parts name, inside the caller's transaction.
+
+        Raises `TableStopped` for the first change that names an object which the target does not have.
+        """
+        found = self._wanted(routed)
+        if not found or self.read_names is None:
+            raise ProtocolError("a value names an object that cannot be looked up. Start the worker again.")
+        names = await self.read_names(found)
+        oids = {key: int(names[key]) for key in found if key in names and _is_number(names[key])}
+        asked = {key: names[key] for key in found if key in names and key not in oids}
+        if asked:
+            with target_errors("looking up names of objects", self._session.where):
+                oids |= await _oids(self._session.connection, asked)
+        self.objects.known.update(oids)
+        for key, (part, plan) in found.items():
+            if key not in oids:
+                raise _unknown(key[0], part, plan, target)
+
+    def _wanted(self, routed: Sequence[RoutedPart]) -> dict[tuple[str, int], tuple[Part, TablePlan]]:
+        """Objects that are not known yet, each with the first part that names it."""
+        objects = self.objects
+        found: dict[tuple[str, int], tuple[Part, TablePlan]] = {}
+        objects.collects = True
+        try:
+            for one in routed:
+                for change in one.part.changes:
+                    plan = one.plans.get(change.relation) if isinstance(change, Run) else None
+                    if plan is None or not any(names_objects(column.type) for column in plan.relation.columns):
+                        continue
+                    objects.missing.clear()
+                    with suppress(ValueRefused, ProtocolError):  # raised again when the rows are applied
+                        assert isinstance(change, Run)
+                        read_rows(plan.reader, change)
+                    for key in objects.missing:
+                        found.setdefault(key, (one.part, plan))
+        finally:
+            objects.collects = False
+            objects.missing.clear()
+        return found
+
+
+async def _oids(connection: asyncpg.Connection, names: Mapping[tuple[str, int], str]) -> dict[tuple[str, int], int]:
+    """The target's oids of named objects; those that it does not have are absent."""
+    await connection.execute(
+        "CREATE TEMPORARY TABLE IF NOT EXISTS pg_temp.cdc_objects (kind text NOT NULL, oid int8 NOT NULL, name text "
+        "NOT NULL); TRUNCATE pg_temp.cdc_objects"
+    )
+    await connection.copy_to_table(
+        "cdc_objects",
+        schema_name="pg_temp",
+        source=text_rows([(kind, str(oid), name) for (kind, oid), name in names.items()]),
+        format="text",
+    )
+    rows = await connection.fetch(statements.load("target", "object_oids"))
+    return {(row["kind"], row["oid"]): row["found"] for row in rows if row["found"] is not None}
+
+
+def _is_number(name: str) -> bool:
+    """Whether PostgreSQL printed a number because there is no such object. A name of digits is in quotes."""
+    return name.isascii() and name.isdigit()
+
+
+def _unknown(kind: str, part: Part, plan: TablePlan, target: str) -> TableStopped:
+    columns = [column.name for column in plan.relation.columns if names_objects(column.type)]
+    table = quote_qualified(plan.relation.schema, plan.relation.name)
+    listed = ", ".join(quote(name) for name in columns)
+    return TableStopped(
+        f"target {target}: table {plan.route.target_name} (from {plan.route.source_name}): a row of the transaction at "
+        f"{part.commit_lsn} (xid {part.xid}) names an object by a value of type {kind} that does not exist there, in "
+        f"one of its columns {', '.join(columns)}. Create it there under the same name; to see the names, run SELECT "
+        f"DISTINCT {listed} FROM {table} at the source.",
+        source_table=plan.source_table,
+        commit_lsn=part.commit_lsn,
+        xid=part.xid,
+    )
