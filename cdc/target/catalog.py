@@ -23,7 +23,8 @@ class TargetColumn:
     """One column of a target table.
 
     ``has_default`` says that an INSERT may leave it out and it is filled nevertheless (a default, an identity).
-    ``identity`` is ``pg_attribute.attidentity``: ``a`` (ALWAYS), ``d`` (BY DEFAULT) or empty.
+    ``identity`` is ``pg_attribute.attidentity``: ``a`` (ALWAYS), ``d`` (BY DEFAULT) or empty. ``equates_texts`` says that
+    its equality takes values for one whose texts differ (a non-deterministic collation, citext).
     """
 
     name: str
@@ -32,6 +33,7 @@ class TargetColumn:
     has_default: bool
     generated: bool
     identity: str
+    equates_texts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,7 @@ async def _read_columns(connection: asyncpg.Connection, oids: list[int]) -> dict
                 has_default=row["has_default"],
                 generated=row["generated"],
                 identity=row["identity"],
+                equates_texts=row["equates_texts"],
             )
         )
     return columns

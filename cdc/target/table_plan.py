@@ -63,6 +63,7 @@ class TableShape:
       identified by all their values (REPLICA IDENTITY FULL without a key); if neither holds only inserts can arrive.
     - ``key_is_unique``: the target itself refuses a second row of the same key, at once.
     - ``key_is_arbiter``: it does so by an index of exactly the key's columns, which ON CONFLICT can name.
+    - ``loose``: places of key columns whose equality takes values for one that the source tells apart.
     - ``copies_directly``: COPY may write rows straight into the table.
     - ``holds_more``: more hangs on a row than what is routed: foreign keys that fire refer to the table, or it has
       columns of the target's own. So a row is never deleted in order to be written anew.
@@ -82,6 +83,7 @@ class TableShape:
     matches_whole_row: bool
     key_is_unique: bool
     key_is_arbiter: bool
+    loose: frozenset[int]
     copies_directly: bool
     holds_more: bool
     keeps_rows: bool
@@ -197,6 +199,7 @@ def plan_table(
         matches_whole_row=key is None,
         key_is_unique=any(k.is_immediate and set(k.columns) <= key_names for k in found.unique_keys),
         key_is_arbiter=any(k.is_immediate and set(k.columns) == key_names for k in found.unique_keys),
+        loose=frozenset(place for place in key or () if planner.is_loose(found, columns[place])),
         copies_directly=direct,
         holds_more=holds_more,
         keeps_rows=holds_more and not replaces_rows,
@@ -334,6 +337,10 @@ class _Planner:
             return None
         best = min(usable, key=lambda key: (not key.is_primary, len(key.columns), key.name))
         return tuple(sorted(projection.target_columns.index(name) for name in best.columns))
+
+    def is_loose(self, table: TargetTable, column: PlanColumn) -> bool:
+        there = table.column(column.name)
+        return there is not None and there.equates_texts
 
     def columns(
         self, table: TargetTable, projection: Projection, as_text: tuple[bool, ...]
