@@ -147,6 +147,16 @@ def key_exists(shape: TableShape, stage: str, low: int, high: int) -> str:
     )
 
 
+def new_row_exists(shape: TableShape, stage: str, low: int, high: int) -> str:
+    """Whether the target holds a row that equals a staged new one byte by byte."""
+    ours = ", ".join(f"t.{quote(shape.columns[place].name)}" for place in shape.written)
+    theirs = ", ".join(_as_stored(shape.columns[place], f"s.new_{place + 1}") for place in shape.written)
+    return (
+        f"SELECT EXISTS (SELECT FROM {shape.sql_name} AS t, {stage} AS s "
+        f"WHERE {_between(low, high)} AND {_record(ours)} OPERATOR(pg_catalog.*=) {_record(theirs)})"
+    )
+
+
 def delete_whole_rows(shape: TableShape, stage: str, known: Sequence[int], low: int, high: int) -> str:
     """Delete, for each staged old row, exactly one row of the target that equals it byte by byte.
 
@@ -259,7 +269,8 @@ def _same_key(shape: TableShape, version: str, *, by_bytes: bool = False) -> str
         if column.key_cast is not None:
             value = f"CAST({value} AS {column.key_cast})"
         if place in shape.loose and (by_bytes or not shape.key_is_unique):
-            conditions.append(f'CAST(t.{quote(column.name)} AS text) COLLATE "C" = CAST({value} AS text) COLLATE "C"')
+            ours, theirs = f"CAST(t.{quote(column.name)} AS text)", f"CAST({value} AS text)"
+            conditions.append(f'{ours} COLLATE "C" = {theirs} COLLATE "C"')
         else:
             conditions.append(f"t.{quote(column.name)} {column.equals} {value}")
     return " AND ".join(conditions)
