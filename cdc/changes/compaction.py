@@ -85,14 +85,11 @@ class Compaction:
         """
         try:
             if kind is Kind.UPDATE:
-                self._update(reader, rows)
+                self._update_all(reader, rows)
             elif kind is Kind.INSERT:
-                for message in rows:
-                    fields = reader.new_row(message)
-                    self._insert(reader.key_of(fields), fields)
+                self._insert_all(reader, rows)
             else:
-                for message in rows:
-                    self._delete(reader.key_of(reader.old_row(message)))
+                self._delete_all(reader, rows)
         except UnexpectedFormat as error:
             raise FormatChanged(reader.relation, error.column_index) from None
 
@@ -101,6 +98,15 @@ class Compaction:
         self._end_stretch()
         finished, self._finished = self._finished, []
         return finished
+
+    def _insert_all(self, reader: RowReader, messages: Sequence[bytes]) -> None:
+        for message in messages:
+            fields = reader.new_row(message)
+            self._insert(reader.key_of(fields), fields)
+
+    def _delete_all(self, reader: RowReader, messages: Sequence[bytes]) -> None:
+        for message in messages:
+            self._delete(reader.key_of(reader.old_row(message)))
 
     def _insert(self, key: Key, fields: Fields) -> None:
         if key not in self._rows:
@@ -114,7 +120,7 @@ class Compaction:
             raise Contradiction
         self._rows[key] = None
 
-    def _update(self, reader: RowReader, messages: Sequence[bytes]) -> None:
+    def _update_all(self, reader: RowReader, messages: Sequence[bytes]) -> None:
         # The loop of every busy table: one reading and one or two looks into a dictionary a row.
         rows, wire, pick, key_of = self._rows, reader.wire, reader.pick, reader.key_of
         for message in messages:
@@ -126,8 +132,8 @@ class Compaction:
             fields = row if pick is None else pick(row)
             key = key_of(fields)
             if UNCHANGED in fields:
-                _require_key(reader, fields)
-                fields = _merge(rows.get(key), fields)
+                require_key(reader, fields)
+                fields = merge(rows.get(key), fields)
             if key in rows and rows[key] is None:
                 if not self._overlap:
                     raise Contradiction
@@ -138,13 +144,13 @@ class Compaction:
     def _update_with_old_row(self, reader: RowReader, message: bytes) -> None:
         old, new = reader.old_and_new(message)
         assert old is not None  # the caller has seen its marker
-        _require_key(reader, new)
+        require_key(reader, new)
         old_key, new_key = reader.key_of(old), reader.key_of(new)
         known = self._rows.get(old_key)
         is_gone = known is None and old_key in self._rows
         if is_gone and not self._overlap:
             raise Contradiction
-        fields = _merge(known, new)
+        fields = merge(known, new)
         if old_key == new_key:
             if not (is_gone and UNCHANGED in fields):
                 self._rows[old_key] = fields
@@ -173,13 +179,14 @@ class Compaction:
         self._rows, self._fresh = {}, set()
 
 
-def _merge(known: Fields | None, fields: Fields) -> Fields:
+def merge(known: Fields | None, fields: Fields) -> Fields:
     """Fill the values that the source did not send with those that are known."""
     if known is None or UNCHANGED not in fields:
         return fields
     return [old if new is UNCHANGED else new for old, new in zip(known, fields, strict=True)]
 
 
-def _require_key(reader: RowReader, fields: Fields) -> None:
+def require_key(reader: RowReader, fields: Fields) -> None:
+    """Raise `KeyNotSent` for a row whose key is not known."""
     if any(fields[place] is UNCHANGED for place in reader.key):
         raise KeyNotSent

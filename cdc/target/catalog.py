@@ -23,7 +23,8 @@ class TargetColumn:
     """One column of a target table.
 
     ``has_default`` says that an INSERT may leave it out and it is filled nevertheless (a default, an identity).
-    ``identity`` is ``pg_attribute.attidentity``: ``a`` (ALWAYS), ``d`` (BY DEFAULT) or empty.
+    ``identity`` is ``pg_attribute.attidentity``: ``a`` (ALWAYS), ``d`` (BY DEFAULT) or empty. ``equates_texts`` says
+    that its equality takes values for one whose texts differ (a non-deterministic collation, citext).
     """
 
     name: str
@@ -32,6 +33,7 @@ class TargetColumn:
     has_default: bool
     generated: bool
     identity: str
+    equates_texts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class UniqueKey:
 class ForeignKey:
     """A foreign key.
 
-    ``on_delete`` is PostgreSQL's letter: a no action, r restrict, c cascade, n set null, d set default.
+    ``columns`` are its own, not those that it refers to. ``on_delete`` and ``on_update`` are PostgreSQL's letters: a no
+    action, r restrict, c cascade, n set null, d set default.
     """
 
     name: str
@@ -56,6 +59,8 @@ class ForeignKey:
     referenced_table: str
     on_delete: str
     deferrable: bool
+    on_update: str = "a"
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,8 @@ class TargetTable:
 
     ``privileges`` are those of SELECT, INSERT, UPDATE, DELETE and TRUNCATE that our role has on the whole table.
     ``row_security`` is true when policies would hide rows from our role.
-    ``foreign_keys`` start here, ``referenced_by`` point here.
+    ``foreign_keys`` start here, ``referenced_by`` point here. ``can_defer`` is true when a constraint of any kind that
+    concerns it can be deferred.
     """
 
     schema: str
@@ -90,6 +96,7 @@ class TargetTable:
     foreign_keys: tuple[ForeignKey, ...] = ()
     referenced_by: tuple[ForeignKey, ...] = ()
     triggers: tuple[Trigger, ...] = ()
+    can_defer: bool = False
 
     @property
     def qualified_name(self) -> str:
@@ -141,6 +148,7 @@ async def read_tables(
             foreign_keys=tuple(_foreign_key(key) for key in foreign_keys if key["table_oid"] == oid),
             referenced_by=tuple(_foreign_key(key) for key in foreign_keys if key["referenced_oid"] == oid),
             triggers=tuple(Trigger(t["name"], t["enabled"]) for t in triggers if t["table_oid"] == oid),
+            can_defer=row["can_defer"],
         )
         found[table.schema, table.name] = table
     return found
@@ -198,6 +206,7 @@ async def _read_columns(connection: asyncpg.Connection, oids: list[int]) -> dict
                 has_default=row["has_default"],
                 generated=row["generated"],
                 identity=row["identity"],
+                equates_texts=row["equates_texts"],
             )
         )
     return columns
@@ -224,4 +233,6 @@ def _foreign_key(row: asyncpg.Record) -> ForeignKey:
         referenced_table=row["referenced_table"],
         on_delete=row["on_delete"],
         deferrable=row["deferrable"],
+        on_update=row["on_update"],
+        columns=tuple(row["columns"]),
     )

@@ -140,10 +140,20 @@ def delete_old(shape: TableShape, stage: str, low: int, high: int, *, but_new: b
 
 
 def key_exists(shape: TableShape, stage: str, low: int, high: int) -> str:
-    """Whether the target holds a row of a staged key already."""
+    """Whether the target holds a row of a staged key already: of the same bytes, not of what its index equates."""
     return (
         f"SELECT EXISTS (SELECT FROM {shape.sql_name} AS t, {stage} AS s "
-        f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')})"
+        f"WHERE {_between(low, high)} AND {_same_key(shape, 'new', by_bytes=True)})"
+    )
+
+
+def new_row_exists(shape: TableShape, stage: str, low: int, high: int) -> str:
+    """Whether the target holds a row that equals a staged new one byte by byte."""
+    ours = ", ".join(f"t.{quote(shape.columns[place].name)}" for place in shape.written)
+    theirs = ", ".join(_as_stored(shape.columns[place], f"s.new_{place + 1}") for place in shape.written)
+    return (
+        f"SELECT EXISTS (SELECT FROM {shape.sql_name} AS t, {stage} AS s "
+        f"WHERE {_between(low, high)} AND {_record(ours)} OPERATOR(pg_catalog.*=) {_record(theirs)})"
     )
 
 
@@ -246,13 +256,21 @@ def _as_stored(column: PlanColumn, value: str) -> str:
     return value if column.match_cast is None else f"CAST({value} AS {column.match_cast})"
 
 
-def _same_key(shape: TableShape, version: str) -> str:
-    """The key equals that of the staged row. A replica identity holds no NULL."""
+def _same_key(shape: TableShape, version: str, *, by_bytes: bool = False) -> str:
+    """The key equals that of the staged row. A replica identity holds no NULL.
+
+    Where the target's equality takes different keys for one, and no unique index of it keeps those apart, or
+    ``by_bytes``, their texts are compared.
+    """
     conditions = []
     for place in shape.key:
         column = shape.columns[place]
         value = f"s.{version}_{place + 1}"
         if column.key_cast is not None:
             value = f"CAST({value} AS {column.key_cast})"
-        conditions.append(f"t.{quote(column.name)} {column.equals} {value}")
+        if place in shape.loose and (by_bytes or not shape.key_is_unique):
+            ours, theirs = f"CAST(t.{quote(column.name)} AS text)", f"CAST({value} AS text)"
+            conditions.append(f'{ours} COLLATE "C" = {theirs} COLLATE "C"')
+        else:
+            conditions.append(f"t.{quote(column.name)} {column.equals} {value}")
     return " AND ".join(conditions)

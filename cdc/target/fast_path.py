@@ -20,6 +20,7 @@ import asyncpg
 
 from cdc.changes.compaction import Compaction, Contradiction, KeyChange, Outcome
 from cdc.changes.row_reader import Fields, KeyNotSent
+from cdc.changes.shared_keys import SharedKeys
 from cdc.changes.transaction import Kind, Run
 from cdc.pgoutput.tuples import NULL, UNCHANGED
 from cdc.target import dml, overlap
@@ -126,7 +127,9 @@ class FastPath:
 
     async def _fold(self, group: Group) -> list[Outcome | KeyChange]:
         """The stretches of a group; one empty outcome when nothing is left."""
-        compaction = Compaction(keeps_rows=group.shape.keeps_rows, overlap=group.shape.overlap)
+        shape = group.shape
+        folding = SharedKeys if shape.shares_keys else Compaction
+        compaction = folding(keeps_rows=shape.keeps_rows, overlap=shape.overlap)
         folded = 0
         try:
             for (plan, kind), rows in stretched(((plan, run.kind), run.rows) for plan, run in group.runs):
@@ -135,11 +138,11 @@ class FastPath:
                 if folded >= BREATH_ROWS:
                     folded = 0
                     await asyncio.sleep(0)
+            return compaction.finish() or [Outcome()]
         except Contradiction:
-            raise Refused(group.shape, Reason.CONTRADICTION) from None
+            raise Refused(shape, Reason.CONTRADICTION) from None
         except KeyNotSent:
-            raise Refused(group.shape, Reason.KEY_NOT_SENT) from None
-        return compaction.finish() or [Outcome()]
+            raise Refused(shape, Reason.KEY_NOT_SENT) from None
 
     async def _stage(self, shape: TableShape, outcome: Outcome) -> _Staged:
         """Copy what needs a statement into staging: deletes, updates by what they leave unchanged, perhaps inserts."""

@@ -145,6 +145,11 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
             if server.sqlstate in _CAN_BE_DEFERRED
             else "Drop the constraint"
         )
+        if server.sqlstate == UNIQUE_VIOLATION and refused.shape.is_insert_only:
+            mend = (
+                "The updates and deletes of this table are not published, so what the source deleted may still be "
+                f"there: load it again ({load_table_again(plan.source_table, target)}), or drop the constraint"
+            )
         return BatchRejected(
             f"{where}: {change} of {which} breaks a rule that the source does not have ({server}). {mend}; it is tried "
             "again then.",

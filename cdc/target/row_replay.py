@@ -174,6 +174,8 @@ class RowReplay:
                 with self._guard(shape):
                     if await self._connection.fetchval(dml.key_exists(shape, stage, ordinal, ordinal)):
                         refused.reason = Reason.DUPLICATE
+        if shape.moves_rows and refused.reason is Reason.MISSING and await self._is_moved(shape, rows, ordinal):
+            return
         has_fixed = any(column.is_written and not column.is_updatable for column in shape.columns)
         if rows.action is not Action.UPDATE or not has_fixed or refused.reason is not Reason.MISSING:
             raise refused
@@ -184,6 +186,19 @@ class RowReplay:
             await self._connection.execute("ROLLBACK TO SAVEPOINT cdc_rows; RELEASE SAVEPOINT cdc_rows")
             raise
         await self._connection.execute("RELEASE SAVEPOINT cdc_rows")
+
+    async def _is_moved(self, shape: TableShape, rows: Range, ordinal: int) -> bool:
+        """Whether the target has changed the row's identity by itself, as the source did; the rest of it is written."""
+        stage = self._staging.name(shape)
+        if rows.action is Action.CHANGE_KEY:
+            sql = dml.take_over(shape, stage, rows.unchanged, ordinal, ordinal)
+            with self._guard(shape):
+                changed = 0 if sql is None else row_count(await self._connection.execute(sql))
+            return changed == 1
+        if rows.action is Action.UPDATE and shape.matches_whole_row and not rows.unchanged:
+            with self._guard(shape):
+                return bool(await self._connection.fetchval(dml.new_row_exists(shape, stage, ordinal, ordinal)))
+        return False
 
     def _statement(self, shape: TableShape, rows: Range, low: int, high: int) -> str | None:
         stage = self._staging.name(shape)

@@ -64,12 +64,16 @@ class TableShape:
       identified by all their values (REPLICA IDENTITY FULL without a key); if neither holds only inserts can arrive.
     - ``key_is_unique``: the target itself refuses a second row of the same key, at once.
     - ``key_is_arbiter``: it does so by an index of exactly the key's columns, which ON CONFLICT can name.
+    - ``shares_keys``: two rows of the source may hold one key for a while (cdc.changes.shared_keys).
+    - ``loose``: places of key columns whose equality takes values for one that the source tells apart.
     - ``copies_directly``: COPY may write rows straight into the table.
     - ``holds_more``: more hangs on a row than what is routed: foreign keys that fire refer to the table, or it has
       columns of the target's own. So a row is never deleted in order to be written anew.
     - ``keeps_rows``: it holds more, and so a changed key must keep the row.
     - ``replaces_rows``: the key cannot be updated (identity ALWAYS), the row must be written anew.
     - ``loses_rows``: the target may have deleted rows by itself (ON DELETE CASCADE), so a missing one is no error.
+    - ``moves_rows``: the target may have changed by itself what identifies a row (ON UPDATE CASCADE, ON DELETE SET NULL),
+      so a row that is not found may be there as it is to be.
     - ``all_columns``: every column of the target's table that can be written.
     - ``references``: the tables, ``(schema, name)``, that a foreign key which fires points to.
     - ``defers``: constraints of the table can be deferred and fire.
@@ -83,11 +87,14 @@ class TableShape:
     matches_whole_row: bool
     key_is_unique: bool
     key_is_arbiter: bool
+    shares_keys: bool
+    loose: frozenset[int]
     copies_directly: bool
     holds_more: bool
     keeps_rows: bool
     replaces_rows: bool
     loses_rows: bool
+    moves_rows: bool
     all_columns: tuple[str, ...]
     references: frozenset[tuple[str, str]]
     defers: bool
@@ -208,18 +215,21 @@ def plan_table(
         matches_whole_row=key is None,
         key_is_unique=any(k.is_immediate and set(k.columns) <= key_names for k in found.unique_keys),
         key_is_arbiter=any(k.is_immediate and set(k.columns) == key_names for k in found.unique_keys),
+        shares_keys=is_shared or relation.replica_identity is ReplicaIdentity.FULL,
+        loose=frozenset(place for place in key or () if planner.is_loose(found, columns[place])),
         copies_directly=direct,
         holds_more=holds_more,
         keeps_rows=holds_more and not replaces_rows,
         replaces_rows=replaces_rows,
         loses_rows=fires and any(k.on_delete == "c" for k in found.foreign_keys),
+        moves_rows=fires
+        and any(
+            (k.on_update in "cnd" or k.on_delete in "nd") and (key is None or not key_names.isdisjoint(k.columns))
+            for k in found.foreign_keys
+        ),
         all_columns=all_columns,
         references=frozenset((k.referenced_schema, k.referenced_table) for k in found.foreign_keys if fires),
-        defers=fires
-        and (
-            any(k.deferrable for k in (*found.foreign_keys, *found.referenced_by))
-            or any(not k.is_immediate for k in found.unique_keys)
-        ),
+        defers=fires and found.can_defer,
         overlap=overlap,
     )
     wire = bytes(TEXT if text else BINARY for text in as_text)
@@ -348,6 +358,10 @@ class _Planner:
             return None
         best = min(usable, key=lambda key: (not key.is_primary, len(key.columns), key.name))
         return tuple(sorted(projection.target_columns.index(name) for name in best.columns))
+
+    def is_loose(self, table: TargetTable, column: PlanColumn) -> bool:
+        there = table.column(column.name)
+        return there is not None and there.equates_texts
 
     def columns(
         self, table: TargetTable, projection: Projection, as_text: tuple[bool, ...]

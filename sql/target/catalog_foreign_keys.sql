@@ -6,6 +6,9 @@ SELECT k.conname::text AS name,
        rn.nspname::text AS referenced_schema,
        r.relname::text AS referenced_table,
        k.confdeltype::text AS on_delete,
+       k.confupdtype::text AS on_update,
+       ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
+              WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)) AS columns,
        k.condeferrable AS deferrable
   FROM pg_catalog.pg_constraint k
   JOIN pg_catalog.pg_class r ON r.oid = k.confrelid

@@ -1,0 +1,89 @@
+"""Folding where two rows may hold one key for a while.
+
+A key that identifies rows at the target is not always unique at the source at every moment: under REPLICA IDENTITY
+FULL the source may defer its constraint, or have none, so rows of one statement trade their keys; and where several
+relations fill one table, a row may come to one of them before it leaves the other. Then an update or delete of a key
+that the stretch has inserted may mean the row that was there before. Which row a change means is told by its whole old
+row, where the source sends it, and by the relation that it comes from.
+
+At the end of a stretch every key is held by one row again, or nobody can tell what is to be (`Contradiction`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cdc.changes.compaction import Compaction, Contradiction, KeyChange, merge, require_key
+from cdc.changes.relation import ReplicaIdentity
+from cdc.changes.row_reader import Fields, Key, RowReader, key_fields
+from cdc.pgoutput.tuples import UNCHANGED
+
+
+class SharedKeys(Compaction):
+    """A `Compaction` in which a key may be held by several rows between its first change and its last."""
+
+    def __init__(self, *, keeps_rows: bool, overlap: bool = False) -> None:
+        super().__init__(keeps_rows=keeps_rows, overlap=overlap)
+        self._held: dict[Key, list[tuple[int, Fields]]] = {}  # rows to be, each with the relation that it came from
+        self._left: set[Key] = set()  # keys whose row of before the stretch is gone, or is among those
+
+    def _insert_all(self, reader: RowReader, messages: Sequence[bytes]) -> None:
+        for message in messages:
+            fields = reader.new_row(message)
+            self._put(reader, reader.key_of(fields), fields)
+
+    def _delete_all(self, reader: RowReader, messages: Sequence[bytes]) -> None:
+        for message in messages:
+            old = reader.old_row(message)
+            self._take(reader, reader.key_of(old), old)
+
+    def _update_all(self, reader: RowReader, messages: Sequence[bytes]) -> None:
+        for message in messages:
+            old, new = reader.old_and_new(message)
+            require_key(reader, new)
+            new_key = reader.key_of(new)
+            old_key = new_key if old is None else reader.key_of(old)
+            is_gone = self._overlap and old_key in self._left and not self._held[old_key]
+            known = self._take(reader, old_key, old)
+            fields = merge(known, new)
+            if is_gone and UNCHANGED in fields and old_key == new_key:
+                continue
+            if old_key == new_key or not (self._keeps_rows or UNCHANGED in fields):
+                self._put(reader, new_key, fields)
+                continue
+            if known is None:
+                self._left.discard(old_key)
+            else:
+                self._put(reader, old_key, known)
+            self._end_stretch()
+            self._finished.append(KeyChange(key_fields(old_key), fields if self._overlap else new))
+
+    def _put(self, reader: RowReader, key: Key, fields: Fields) -> None:
+        self._held.setdefault(key, []).append((reader.relation.oid, fields))
+
+    def _take(self, reader: RowReader, key: Key, old: Fields | None) -> Fields | None:
+        """Remove the row that a change means; what is known of it, `None` for the one of before the stretch."""
+        held = self._held.setdefault(key, [])
+        is_whole = reader.relation.replica_identity is ReplicaIdentity.FULL and old is not None
+        for place, (relation, fields) in enumerate(held):
+            if relation == reader.relation.oid and (not is_whole or _agree(fields, old or ())):
+                del held[place]
+                return fields
+        if key in self._left and not self._overlap:
+            raise Contradiction
+        self._left.add(key)
+        return None
+
+    def _end_stretch(self) -> None:
+        for key, held in self._held.items():
+            if len(held) > 1:
+                raise Contradiction
+            self._rows[key] = held[0][1] if held else None
+            if key not in self._left:
+                self._fresh.add(key)
+        self._held, self._left = {}, set()
+        super()._end_stretch()
+
+
+def _agree(fields: Fields, old: Fields) -> bool:
+    return all(value is UNCHANGED or value == before for value, before in zip(fields, old, strict=True))

@@ -1,0 +1,151 @@
+"""Tables that are not like others: without an index, without a column, filled by several, computing by themselves."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from cdc.errors import BatchRejected, CdcError, TableStopped
+from cdc.routing.route import Route
+from tests.database import Database
+from tests.integration.replica import MakeReplica, Replica, make_replica
+
+__all__ = ["make_replica"]
+
+PLAIN = "CREATE TABLE t (id int PRIMARY KEY, k text NOT NULL, v text);"
+UNINDEXED = {
+    "no index": "CREATE TABLE t (v text, k text, id int);",
+    "an index that is not unique": "CREATE TABLE t (v text, k text, id int); CREATE INDEX ON t (id);",
+    "a unique index of other columns": "CREATE TABLE t (v text, k text UNIQUE, id int);",
+    "a partial unique index": "CREATE TABLE t (v text, k text, id int); CREATE UNIQUE INDEX ON t (id) WHERE v > '';",
+}
+
+
+@pytest.mark.parametrize("case", UNINDEXED)
+async def test_a_target_without_a_unique_index_is_kept_equal(
+    make_replica: MakeReplica, source: Database, case: str
+) -> None:
+    replica = await make_replica(PLAIN, UNINDEXED[case], follows=False)
+    source.execute("INSERT INTO t SELECT n, 'k' || n, 'v' FROM generate_series(1, 300) n")
+    await replica.deliver()
+    source.execute(
+        "UPDATE t SET v = 'x' WHERE id % 2 = 0; DELETE FROM t WHERE id % 3 = 0; UPDATE t SET id = -id WHERE id < 90"
+    )
+    source.execute(
+        "INSERT INTO t VALUES (3, 'new', ''); UPDATE t SET id = 6 WHERE id = 3; UPDATE t SET id = 3 WHERE id = 6"
+    )
+    source.execute("DELETE FROM t WHERE id = 3; INSERT INTO t VALUES (3, 'newer', '')")
+    await replica.deliver()
+    for change in (
+        "INSERT INTO t VALUES (9, 'nine')",
+        "UPDATE t SET id = 9 WHERE id = 100",
+        "DELETE FROM t WHERE id = 101",
+    ):
+        replica.target.execute("DELETE FROM t WHERE id IN (9, 101); INSERT INTO t (id, k) VALUES (9, 'there')")
+        source.execute(change)
+        with pytest.raises(TableStopped, match="source and target differ"):
+            await replica.deliver()
+
+
+async def test_a_row_that_a_target_without_a_unique_index_has_twice_stops_the_table(
+    make_replica: MakeReplica, source: Database
+) -> None:
+    replica = await make_replica(PLAIN, UNINDEXED["no index"], follows=False)
+    source.execute("INSERT INTO t SELECT n, 'k' || n FROM generate_series(1, 9) n")
+    await replica.deliver()
+    replica.target.execute("INSERT INTO t (id, k) VALUES (4, 'k4'); DELETE FROM t WHERE id = 5")
+    # One row too many and one too few come to the right number.
+    source.execute("UPDATE t SET v = 'x'")
+    with pytest.raises(TableStopped, match="finds (no|more than one) row"):
+        await replica.deliver()
+
+
+async def test_thousands_of_changes_of_a_target_without_an_index_take_no_square_of_the_time(
+    make_replica: MakeReplica, source: Database
+) -> None:
+    replica = await make_replica(PLAIN, UNINDEXED["no index"], follows=False)
+
+    async def seconds(rows: int) -> float:
+        source.execute(f"TRUNCATE t; INSERT INTO t SELECT n, 'k' || n, 'v' FROM generate_series(1, {rows}) n")
+        await replica.deliver()
+        source.execute("UPDATE t SET v = 'w'; UPDATE t SET id = -id; DELETE FROM t WHERE id % 2 = 0")
+        source.execute(f"INSERT INTO t SELECT n, 'new' FROM generate_series(1, {rows}) n")
+        parts = await replica.record()
+        begun = time.monotonic()
+        await replica.apply(parts)
+        return time.monotonic() - begun
+
+    small = await seconds(2_000)
+    large = await seconds(20_000)
+    assert large < 30 * max(small, 0.05), f"ten times the rows took {large:.2f} s after {small:.2f} s"
+
+
+MERGED = [Route("public", name, "public", "merged") for name in ("a", "b")]
+TWO = "CREATE TABLE a (id int PRIMARY KEY, v text); CREATE TABLE b ({} id int PRIMARY KEY, v text);"
+
+
+@pytest.mark.parametrize("other", ["", "x date, w int, "], ids=["alike", "of different shapes"])
+@pytest.mark.parametrize("there", ["id int PRIMARY KEY", "id int"], ids=["unique", "without an index"])
+async def test_a_row_that_moves_between_two_tables_that_fill_one_arrives(
+    make_replica: MakeReplica, source: Database, other: str, there: str
+) -> None:
+    merged = f"CREATE TABLE merged (v text, w int, {there}, own text DEFAULT 'ours');".replace(
+        ", own text DEFAULT 'ours'", ""
+    )
+    replica = await make_replica(TWO.format(other), merged, routes=MERGED, follows=False)
+
+    async def equal(case: str) -> None:
+        try:
+            await replica.deliver(compare=False)
+        except CdcError as error:
+            raise AssertionError(f"{case}: {error}") from error
+        both = "SELECT id, v FROM a UNION ALL SELECT id, v FROM b ORDER BY id"
+        assert replica.target.fetch("SELECT id, v FROM merged ORDER BY id") == source.fetch(both), case
+
+    source.execute("INSERT INTO a SELECT n, 'a' || n FROM generate_series(1, 9) n")
+    source.execute("INSERT INTO b (id, v) SELECT n, 'b' || n FROM generate_series(11, 19) n")
+    await equal("both")
+    source.execute("DELETE FROM a WHERE id = 1; INSERT INTO b (id, v) VALUES (1, 'moved')")
+    await equal("deleted, then inserted")
+    source.execute("INSERT INTO b (id, v) VALUES (2, 'moved'); DELETE FROM a WHERE id = 2")
+    await equal("inserted, then deleted, in one transaction")
+    source.execute("INSERT INTO b (id, v) SELECT id, 'moved' FROM a WHERE id > 2")
+    source.execute("UPDATE b SET v = v || '!' WHERE id = 4")
+    source.execute("DELETE FROM a WHERE id > 2; UPDATE b SET v = v || '?' WHERE id = 4")
+    await equal("in one batch")
+    source.execute(
+        "UPDATE b SET id = 100 WHERE id = 11; INSERT INTO a VALUES (11, 'again'); UPDATE a SET v = 'x' WHERE id = 11"
+    )
+    await equal("a key that gets free")
+
+
+async def test_a_key_that_both_of_two_tables_hold_stops_the_second(make_replica: MakeReplica, source: Database) -> None:
+    replica = await make_replica(TWO.format(""), "CREATE TABLE merged (id int PRIMARY KEY, v text)", routes=MERGED)
+    source.execute("INSERT INTO a VALUES (1, 'a')")
+    source.execute("INSERT INTO b VALUES (1, 'b')")
+    with pytest.raises(TableStopped, match=r"merged \(from public.b\).*brings a key that is already there"):
+        await replica.deliver()
+
+
+@pytest.mark.parametrize("there", ["", "own text DEFAULT 'ours'"], ids=["as empty", "with columns of its own"])
+async def test_a_table_without_columns_arrives(make_replica: MakeReplica, source: Database, there: str) -> None:
+    replica = await make_replica("CREATE TABLE t ()", f"CREATE TABLE t ({there})", follows=False)
+    publish = "ALTER PUBLICATION everything SET (publish = '{}')"
+    source.execute(publish.format("insert, truncate"))
+
+    async def rows(case: str) -> None:
+        await replica.deliver(compare=False)
+        assert replica.target.fetchval("SELECT count(*) FROM t") == source.fetchval("SELECT count(*) FROM t"), case
+
+    source.execute("INSERT INTO t SELECT FROM generate_series(1, 5)")
+    await rows("inserts")
+    source.execute("TRUNCATE t; INSERT INTO t DEFAULT VALUES")
+    await rows("a truncate")
+    source.execute("ALTER TABLE t REPLICA IDENTITY FULL;" + publish.format("insert, update, delete, truncate"))
+    source.execute("INSERT INTO t SELECT FROM generate_series(1, 5); DELETE FROM t WHERE ctid = '(0,2)'")
+    source.execute("DELETE FROM t WHERE ctid IN ('(0,3)', '(0,4)'); INSERT INTO t DEFAULT VALUES")
+    await rows("deletes")
+    source.execute("ALTER TABLE t ADD COLUMN id int; INSERT INTO t VALUES (1)")
+    with pytest.raises(TableStopped, match="lacks columns: id"):
+        await replica.apply(await replica.record(), holds=None)
