@@ -33,8 +33,8 @@ bench: setup ## cdc beside PostgreSQL's own subscription, on the same servers
 bench-bootstrap: setup ## the initial load beside pg_dump and pg_restore, pgcopydb, and a subscription's copy
 	$(BIN)/python -m tests.bench_bootstrap $(ARGS)
 
-test-matrix: setup ## the tests on other servers: make test-matrix SERVERS="/usr/lib/postgresql/15/bin …"
-	for bin in $(SERVERS); do CDC_TEST_PG_BIN=$$bin $(BIN)/pytest --quiet -n $(PROCESSES) $(ARGS) || exit 1; done
+test-matrix: setup ## the tests against servers of 14 to 18; some of the pairs: make test-matrix PAIRS="14:18 18:14"
+	$(BIN)/python -m tests.matrix $(PAIRS) -- -n $(PROCESSES) $(ARGS)
 
 pins: ## requirements.txt and requirements-dev.txt anew, from the lower bounds
 	.ci/pins $(or $(PYTHON),$(error Python 3.11 or newer is needed))

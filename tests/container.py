@@ -1,11 +1,11 @@
 """A server in a container (``pytest --postgres=docker``), for machines that have an engine and no other PostgreSQL.
 
-The image is the official one; ``CDC_TEST_PG_IMAGE`` names another version of it.
+The image is the official one; ``CDC_TEST_PG_IMAGE`` names another version of it, ``CDC_TEST_TARGET_PG_IMAGE`` another
+one for targets (`tests.servers.container_image`).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from urllib.parse import quote as url_quote
 
@@ -14,14 +14,11 @@ from testcontainers.community.postgres import PostgresContainer
 
 from cdc.identifiers import quote
 
-DEFAULT_IMAGE = "postgres:17"
-
 
 class ContainerServer:
     """One server in one container; the same methods as `cdc.demo.postgres.Cluster` has."""
 
-    def __init__(self, settings: Mapping[str, str | int]) -> None:
-        image = os.environ.get("CDC_TEST_PG_IMAGE", DEFAULT_IMAGE)
+    def __init__(self, image: str, settings: Mapping[str, str | int]) -> None:
         words = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         self._container = PostgresContainer(image, username="postgres", password="postgres", dbname="postgres")
         self._container.with_command(["postgres", *words])

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from cdc.bootstrap.backup import BackupChoice
 from cdc.service import loading
-from tests.backup import Steps, backup_config, bootstrap_settings, program, serve_snapshots
+from tests.backup import Steps, backup_config, bootstrap_settings, serve_snapshots
 from tests.bootstrap import follow, rows, set_up, states, until
 from tests.conftest import MakeDatabase
 from tests.database import Database
+from tests.servers import program
 
 BEFORE, AFTER, LATER = 100, 200, 300
 """Numbers of the rows that change before the backup's snapshot, after it, and after its rows are restored."""

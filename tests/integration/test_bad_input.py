@@ -399,7 +399,7 @@ async def test_a_full_disk_on_a_target_is_waited_for_while_the_others_go_on(
     source: Database, own_server: MakeServer, make_database: MakeDatabase, make_target: MakeDatabase
 ) -> None:
     source.execute(ITEMS)
-    server = own_server()
+    server = own_server(side="target")
     full = make_database("full", server=server)
     disk = server.directory / "small"
     with small_disk(disk) as is_mounted:

@@ -42,7 +42,7 @@ async def test_a_target_that_crashes_in_the_middle_gets_every_row_once(
     source: Database, make_target: MakeDatabase, own_server: MakeServer
 ) -> None:
     fill(source)
-    there = own_server()
+    there = own_server(side="target")
     internal = make_target(server=there)
     config = make_config(source, {"internal": follow(internal)})
     await set_up(config)
@@ -74,7 +74,7 @@ async def test_a_commit_without_an_answer_is_asked_after_and_not_repeated(
     source: Database, make_target: MakeDatabase, own_server: MakeServer
 ) -> None:
     source.execute("CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a SELECT generate_series(1, 100)")
-    there = own_server()
+    there = own_server(side="target")
     datamart = make_target("datamart", server=there)
     # Without a key, a range that is written twice shows.
     datamart.execute("CREATE TABLE a (id int)")

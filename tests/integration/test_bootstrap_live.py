@@ -140,7 +140,7 @@ async def test_what_a_target_must_not_get_never_reaches_its_server(
 ) -> None:
     source.execute("CREATE TABLE users (id int PRIMARY KEY, email text, name text)")
     source.execute("INSERT INTO users VALUES (1, 'jane@example.org', 'Jane-Doe-4711')")
-    there = own_server(log_statement="all", log_min_messages="debug1", log_connections="on")
+    there = own_server(side="target", log_statement="all", log_min_messages="debug1", log_connections="on")
     external = make_target("external", server=there)
     config = make_config(
         source,

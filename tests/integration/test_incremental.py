@@ -203,7 +203,7 @@ async def test_rows_stay_when_an_interrupted_load_cannot_be_joined_to_the_stream
 async def test_a_crash_of_the_target_takes_nothing_away_from_what_was_collected(
     source: Database, make_target: MakeDatabase, own_server: MakeServer
 ) -> None:
-    there = own_server()
+    there = own_server(side="target")
     internal = make_target(server=there)
     fill(source, internal)
     crash: list[Callable[[], object]] = [lambda: there.restart("immediate")]
@@ -318,7 +318,7 @@ async def test_a_table_without_a_unique_index_gets_the_primary_key_first(
 async def test_an_owned_target_keeps_its_rows_too_and_no_key_is_in_a_statement_there(
     make_database: MakeDatabase, own_server: MakeServer
 ) -> None:
-    there = own_server(log_statement="all", log_min_duration_statement=0)
+    there = own_server(side="target", log_statement="all", log_min_duration_statement=0)
     source, mart = make_database("source"), make_database("datamart", server=there)
     source.execute("CREATE TABLE answers (id int PRIMARY KEY, value text, secret text)")
     source.execute("INSERT INTO answers SELECT 7654000 + g, 'value', 'secret' FROM generate_series(1, 1000) g")

@@ -351,7 +351,7 @@ async def test_invariant_08_the_statement_log_of_a_target_holds_no_value(
     source: Database, make_target: MakeDatabase, own_server: MakeServer
 ) -> None:
     """Also on the strict path, for partial updates, and for tables without a key."""
-    there = own_server(log_statement="all", log_min_duration_statement=0, log_parameter_max_length=-1)
+    there = own_server(side="target", log_statement="all", log_min_duration_statement=0, log_parameter_max_length=-1)
     source.execute(
         "CREATE TABLE items (id int PRIMARY KEY, name text, big text);"
         "ALTER TABLE items ALTER big SET STORAGE EXTERNAL;"

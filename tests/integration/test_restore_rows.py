@@ -35,6 +35,7 @@ from tests.archives import PIX_ARCHIVE, opened
 from tests.conftest import MakeDatabase, MakeRole, MakeServer
 from tests.database import Database
 from tests.faults.proxy import Direction, Proxy
+from tests.servers import binaries
 
 ANSWERS = """
     CREATE TABLE answers (
@@ -111,11 +112,11 @@ async def job() -> AsyncIterator[Job]:
 
 
 async def test_every_table_of_pix_with_a_key_arrives_as_it_was(
-    source: Database, make_target: MakeDatabase, archive_of: OpenArchive, job: Job, postgres_binaries: Path
+    source: Database, make_target: MakeDatabase, archive_of: OpenArchive, job: Job
 ) -> None:
     target = make_target()
-    for database, section in ((source, []), (target, ["--section=pre-data"])):
-        program = [str(postgres_binaries / "pg_restore"), "--no-owner", *section, f"--dbname={database.dsn}"]
+    for database, programs, section in ((source, binaries(), []), (target, binaries("target"), ["--section=pre-data"])):
+        program = [str(programs / "pg_restore"), "--no-owner", *section, f"--dbname={database.dsn}"]
         await asyncio.to_thread(subprocess.run, [*program, str(PIX_ARCHIVE)], check=True)
     archive = archive_of(source)
     tables = [entry.name for entry in archive.toc.entries if entry.description == "TABLE DATA"]
@@ -356,7 +357,7 @@ async def test_a_target_that_crashes_in_the_middle_gets_every_row_once(
 ) -> None:
     source.execute(ANSWERS)
     source.execute("UPDATE answers SET secret = repeat(secret, 100)")
-    there = own_server()
+    there = own_server(side="target")
     target = make_target(server=there)
     target.execute(ANSWERS.partition(";")[0])
     archive = archive_of(source)

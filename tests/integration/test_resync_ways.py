@@ -142,7 +142,7 @@ async def test_invariant_08_no_key_is_in_the_statement_log_of_a_target(
     source.execute("CREATE TABLE t (id bigint PRIMARY KEY, v text)")
     source.execute("ALTER TABLE t ALTER v SET STORAGE EXTERNAL")
     source.execute("INSERT INTO t SELECT 7700000000 + n, repeat('v', 3000) FROM generate_series(1, 30) n")
-    server = own_server(log_statement="all", log_min_duration_statement=0)
+    server = own_server(side="target", log_statement="all", log_min_duration_statement=0)
     replicated = Replicated(source, make_database("target", server=server))
     await replicated.load()
     replicated.target.execute("DELETE FROM t WHERE id % 3 = 0")

@@ -313,6 +313,7 @@ async def test_a_vacuum_delays_the_swap_and_nobody_else(both: Generations) -> No
 
 async def test_autovacuum_gives_way(own_server: MakeServer, make_database: MakeDatabase) -> None:
     server = own_server(
+        side="target",
         deadlock_timeout="200ms",
         autovacuum="on",
         autovacuum_naptime="1s",

@@ -27,7 +27,7 @@ def dump(binaries: Path, target: Database) -> str:
 
 
 async def test_a_schema_migrated_step_by_step_equals_a_fresh_one(
-    make_target: MakeDatabase, postgres_binaries: Path
+    make_target: MakeDatabase, target_binaries: Path
 ) -> None:
     fresh, stepwise = make_target(), make_target()
     first, second = await opened(fresh), await opened(stepwise)
@@ -36,22 +36,22 @@ async def test_a_schema_migrated_step_by_step_equals_a_fresh_one(
         for count in range(1, len(migrations.known()) + 1):
             applied = await migrations.migrate(second, migrations.known()[:count])
             assert [migration.version for migration in applied] == [count]
-        assert dump(postgres_binaries, fresh) == dump(postgres_binaries, stepwise)
+        assert dump(target_binaries, fresh) == dump(target_binaries, stepwise)
     finally:
         await first.close()
         await second.close()
 
 
-async def test_migrating_twice_changes_nothing(make_target: MakeDatabase, postgres_binaries: Path) -> None:
+async def test_migrating_twice_changes_nothing(make_target: MakeDatabase, target_binaries: Path) -> None:
     target = make_target()
     session = await opened(target)
     try:
         assert await migrations.pending(session) == migrations.known()
         await migrations.migrate(session)
-        before = dump(postgres_binaries, target), target.fetch("SELECT * FROM cdc.migration ORDER BY version")
+        before = dump(target_binaries, target), target.fetch("SELECT * FROM cdc.migration ORDER BY version")
         assert await migrations.migrate(session) == ()
         assert await migrations.pending(session) == ()
-        assert (dump(postgres_binaries, target), target.fetch("SELECT * FROM cdc.migration ORDER BY version")) == before
+        assert (dump(target_binaries, target), target.fetch("SELECT * FROM cdc.migration ORDER BY version")) == before
     finally:
         await session.close()
 

@@ -86,7 +86,7 @@ async def test_no_fault_ever_shows_half_a_transaction_or_loses_one(
     seed = int(os.environ.get("CDC_TEST_MODEL_SEED") or SystemRandom().randrange(2**32))
     print(f"CDC_TEST_MODEL_SEED={seed}")
     random = Random(seed)
-    at_source, at_targets = own_server(), own_server()
+    at_source, at_targets = own_server(), own_server(side="target")
     source = make_database("source", server=at_source)
     internal, mart = make_database("internal", server=at_targets), make_database("mart", server=at_targets)
     source.execute(workload.DDL + workload.FILL)
