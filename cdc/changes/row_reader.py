@@ -13,7 +13,7 @@ from operator import itemgetter
 
 from cdc.changes.relation import Relation
 from cdc.pgoutput.layouts import LayoutReader
-from cdc.pgoutput.tuples import FIRST_MARKER, FIRST_TUPLE, NEW, OLD_ROW, UNCHANGED, read_fields
+from cdc.pgoutput.tuples import FIRST_MARKER, FIRST_TUPLE, NEW, NULL, OLD_ROW, UNCHANGED, read_fields
 
 Fields = Sequence[bytes]
 """One row: a field per column that travels."""
@@ -88,10 +88,17 @@ class RowReader:
         return old, new
 
 
-def row_reader(relation: Relation, wire: bytes, indices: tuple[int, ...], key: tuple[int, ...]) -> RowReader:
-    """The reader of ``relation`` with formats ``wire``, for its columns ``indices``; the key is at ``key`` of those."""
+def row_reader(
+    relation: Relation, wire: bytes, indices: tuple[int, ...], key: tuple[int, ...], *, notes_time: bool = False
+) -> RowReader:
+    """The reader of ``relation`` with formats ``wire``, for its columns ``indices``; the key is at ``key`` of those.
+
+    With ``notes_time`` a NULL stands behind the fields of every row: the place that notes when it was deleted.
+    """
     pick: Callable[[Sequence[bytes]], Fields] | None
-    if indices == tuple(range(len(wire))):
+    if notes_time:
+        pick = lambda fields: [*(fields[index] for index in indices), NULL]  # noqa: E731
+    elif indices == tuple(range(len(wire))):
         pick = None
     elif len(indices) == 1:
         only = indices[0]

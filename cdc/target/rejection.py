@@ -31,6 +31,9 @@ UNIQUE_VIOLATION = "23505"
 _CAN_BE_DEFERRED = (FOREIGN_KEY_VIOLATION, UNIQUE_VIOLATION, "23P01")
 """Foreign keys, unique and exclusion constraints; a CHECK or NOT NULL cannot be."""
 
+_TAKEN = (UNIQUE_VIOLATION, "23P01")
+"""What a row meets that may not stand beside another."""
+
 _UNKNOWN_LABEL = "22P02"
 _MISSING_RIGHT = "42501"
 
@@ -144,6 +147,12 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
             if server.sqlstate in _CAN_BE_DEFERRED
             else "Drop the constraint"
         )
+        if plan.shape.keeps_deleted and server.sqlstate in _TAKEN:
+            mend = (
+                'A row that the source has deleted and that stays here (deletes = "keep") may be in the way: drop the '
+                "constraint, or put a unique index over the other rows in its place (WHERE the column that notes "
+                "deletions IS NULL)"
+            )
         return BatchRejected(
             f"{where}: {change} of {which} breaks a rule that the source does not have ({server}). {mend}; it is tried "
             "again then.",
