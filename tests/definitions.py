@@ -127,7 +127,7 @@ async def stage(
             new = schema.new_table(route, table.relation, not_null=table.not_null, primary_key=table.primary_key)
             if not is_loaded:
                 await schema.create_table(session, new)
-                names = quote_list(column.name for column in new.columns)
+                names = quote_list(column.name for column in new.columns if column.name != route.deleted_at)
                 copy_rows(source, quote_qualified(*route.source_name.split(".", 1)), target, new.sql_name, names)
                 await schema.add_primary_key(session, new)
             await table_state.mark_streaming(session, "cdc", route, consistent_from=None, created_by_cdc=True)

@@ -16,6 +16,7 @@ from cdc.bootstrap.targets import Loading
 from cdc.errors import ConfigurationError
 from cdc.routing.patterns import nearest
 from cdc.routing.route import Route
+from cdc.target.remedies import resync_command
 from cdc.target.session import target_errors
 from cdc.target.table_state import mark_copying
 
@@ -52,6 +53,13 @@ def choose(again: Again, loadings: Mapping[str, Loading]) -> list[tuple[Loading,
             where = f"target {again.target} has" if again.target is not None else "no target has"
             negation = "not loaded" if again.target is not None else "loaded"
             raise ConfigurationError(f"--again: {where} {negation} a table {table}{_suggestion(table, known)}")
+        for loading, route in found:
+            if route.keeps_deleted:
+                raise ConfigurationError(
+                    f"--again: target {loading.name} keeps the rows of {table} that the source has deleted (deletes = "
+                    f'"keep"), and they would be lost with the others: run `{resync_command(table, loading.name)}`, '
+                    "which lets them stay"
+                )
         chosen += found
     for loading, route in chosen:
         state = replace(loading.states[route.source_name], state="copying")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cdc.bootstrap import building
 from cdc.bootstrap.building import BuildTarget, Question, Work, is_beside
 from cdc.config import Config
-from cdc.identifiers import quote_qualified
+from cdc.identifiers import quote, quote_qualified
 from cdc.routing.route import Route
 from cdc.routing.router import route_of
 from cdc.source.catalog import SourceTable
@@ -81,7 +81,17 @@ class TableWorks:
         if index.method is None:
             warn(self._left_out(f"{kind} {index.name}", "its definition at the source cannot be read"))
             return
-        new = NewIndex(*self._place(), index.name, index.is_unique, index.method)
+        limited = self._limited_to_present_rows(index)
+        if limited and (self.route.deleted_at is None or index.is_deferrable or index.constraint_kind == "exclusion"):
+            why = 'rows that the source has deleted stay there (deletes = "keep"), and it does not hold over them'
+            warn(self._left_out(f"{kind} {index.name}", why))
+            return
+        method = index.method
+        if limited:
+            assert self.route.deleted_at is not None  # it is left out otherwise
+            # A predicate stands last in an index's text, and PostgreSQL writes it as one operand.
+            method += f" {'AND' if index.is_partial else 'WHERE'} ({quote(self.route.deleted_at)} IS NULL)"
+        new = NewIndex(*self._place(), index.name, index.is_unique, method)
         if index.constraint_kind == "exclusion":
             assert index.constraint_definition is not None  # the query gives both or none
             constraint = NewConstraint(*self._place(), index.name, index.constraint_definition, is_immediate=True)
@@ -107,8 +117,18 @@ class TableWorks:
             create,
             is_shared=not concurrently,
         )
-        if index.constraint_kind == "unique":
+        if index.constraint_kind == "unique" and not limited:
             yield self._attachment(new, index)
+
+    def _limited_to_present_rows(self, index: SourceIndex) -> bool:
+        """Whether an index refuses rows beside others, and the target has more of them than the source.
+
+        The key is unique over all of them: an insert of a key overwrites the row that stayed.
+        """
+        key = {self.source.relation.columns[place].name for place in self.source.relation.key}
+        is_key = index.is_unique and not index.is_partial and index.reads == key
+        refuses = index.is_unique or index.constraint_kind == "exclusion"
+        return self.route.keeps_deleted and refuses and not is_key
 
     def _attachment(self, new: NewIndex, index: SourceIndex) -> Work:
         """What makes a constraint of a unique index: a moment's work, not worth a record."""
@@ -142,6 +162,10 @@ class TableWorks:
             return  # its parent stands in the other generation, at another position: after the swap
         if parent is None:
             warn(self._left_out(what, f"{'.'.join(key.parent)}, which it points to, is not routed to this target"))
+            return
+        if self.route.keeps_deleted and not parent.keeps_deleted:
+            why = 'rows stay in this table that the source has deleted (deletes = "keep"), and not in the other one'
+            warn(self._left_out(what, why))
             return
         columns = [parent.target_column(column) for column in key.parent_columns]
         if any(column is None for column in columns):

@@ -112,7 +112,7 @@ class Accumulator:
                     relation = self._relations.get(oid)
                     if relation is None:
                         raise ProtocolError(f"the stream changes relation {oid} without having described it")
-                    run = Run(relation, _KINDS[kind])
+                    run = Run(relation, _KINDS[kind], [], open_part.commit_time_us)
                     run_oid, run_kind = oid, kind
                     open_part.changes.append(run)
                     open_part.relations.add(relation)
@@ -161,7 +161,9 @@ class Accumulator:
                 relations = tuple(self._relations[oid] for oid in decoded.oids if oid in self._relations)
                 if len(relations) != len(decoded.oids):
                     raise ProtocolError("the stream truncates a relation without having described it")
-                part.changes.append(Truncation(relations, decoded.cascade, decoded.restart_identity))
+                part.changes.append(
+                    Truncation(relations, decoded.cascade, decoded.restart_identity, part.commit_time_us)
+                )
                 part.relations.update(relations)
                 part.size += len(message) + RUN_OVERHEAD
             case LogicalMessage():

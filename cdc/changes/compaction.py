@@ -19,16 +19,23 @@ no answer, replaying in the source's order has.
 In *overlap* the target may hold a change already, so the first change of a key says nothing about the row before, and
 nothing contradicts: the last word on a key counts. A row that is wholly known is an insert (which takes the place of a
 row that is there), one that is gone is a delete even if the stretch inserted it.
+
+Where the target *keeps deleted rows* a delete changes nothing but the place that notes its time (if there is one: the
+last of each row). So the row stays with all that the stretch knows of it, and a row that comes and goes within a
+stretch is inserted as a deleted one: what becomes of it must not depend on how changes are batched. For the same reason
+it does not matter whether that happened in one transaction or in two. A change of the key stays a `KeyChange`, because
+a row that has moved was not deleted.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cdc.changes.row_reader import Fields, FormatChanged, Key, KeyNotSent, RowReader, key_fields, places_unchanged
 from cdc.changes.transaction import Kind
-from cdc.pgoutput.tuples import FIRST_MARKER, FIRST_TUPLE, NEW, UNCHANGED, UnexpectedFormat, read_fields
+from cdc.pgoutput.tuples import FIRST_MARKER, FIRST_TUPLE, NEW, NULL, UNCHANGED, UnexpectedFormat, read_fields
 
 
 class Contradiction(Exception):
@@ -42,6 +49,9 @@ class Outcome:
     ``updates`` are grouped by the places whose values are not known and stay as they are (`UNCHANGED`); ``()`` holds
     the full ones. ``deletes`` are the key's fields. In overlap every row that is wholly known is among the ``inserts``,
     whether the target has its key or not.
+
+    Where deleted rows are kept, ``deletes`` are those of which the stretch knows nothing else, and the time that is to
+    be noted stands behind the key.
     """
 
     inserts: list[Fields] = field(default_factory=list)
@@ -68,17 +78,25 @@ class Compaction:
 
     ``keeps_rows`` says that a change of the key must keep the target's row (foreign keys refer to it, or it has columns
     that the source does not know). ``overlap`` says that the target may hold the changes already.
+
+    ``keeps_deleted`` says that deleted rows stay at the target, and ``notes_time`` that the last place of each row
+    notes when they were deleted.
     """
 
-    def __init__(self, *, keeps_rows: bool, overlap: bool = False) -> None:
-        self._keeps_rows = keeps_rows
+    def __init__(
+        self, *, keeps_rows: bool, overlap: bool = False, keeps_deleted: bool = False, notes_time: bool = False
+    ) -> None:
+        self._keeps_rows = keeps_rows or keeps_deleted
         self._overlap = overlap
+        self._keeps_deleted = keeps_deleted
+        self._notes_time = notes_time
+        self._kept: dict[Key, bytes] = {}  # where deleted rows are kept: the keys of those, each with when that was
         self._finished: list[Stretch] = []
         self._rows: dict[Key, Fields | None] = {}  # the row to be; None: it is gone
         self._fresh: set[Key] = set()  # keys that did not exist before the stretch
 
-    def add(self, reader: RowReader, kind: Kind, rows: Sequence[bytes]) -> None:
-        """Fold in messages of one kind and relation.
+    def add(self, reader: RowReader, kind: Kind, rows: Sequence[bytes], commit_time_us: int = 0) -> None:
+        """Fold in messages of one kind and relation, which were committed at ``commit_time_us``.
 
         Raises `Contradiction`, `KeyNotSent`, `FormatChanged`, and `ProtocolError` for bytes that are none of
         pgoutput's.
@@ -89,7 +107,7 @@ class Compaction:
             elif kind is Kind.INSERT:
                 self._insert_all(reader, rows)
             else:
-                self._delete_all(reader, rows)
+                self._delete_all(reader, rows, time_field(commit_time_us))
         except UnexpectedFormat as error:
             raise FormatChanged(reader.relation, error.column_index) from None
 
@@ -104,21 +122,29 @@ class Compaction:
             fields = reader.new_row(message)
             self._insert(reader.key_of(fields), fields)
 
-    def _delete_all(self, reader: RowReader, messages: Sequence[bytes]) -> None:
+    def _delete_all(self, reader: RowReader, messages: Sequence[bytes], time: bytes) -> None:
         for message in messages:
-            self._delete(reader.key_of(reader.old_row(message)))
+            self._delete(reader.key_of(reader.old_row(message)), time)
 
     def _insert(self, key: Key, fields: Fields) -> None:
         if key not in self._rows:
             self._fresh.add(key)
-        elif self._rows[key] is not None and not self._overlap:
+        elif not self._is_gone(key) and not self._overlap:
             raise Contradiction
         self._rows[key] = fields
+        self._kept.pop(key, None)
 
-    def _delete(self, key: Key) -> None:
-        if key in self._rows and self._rows[key] is None and not self._overlap:
+    def _delete(self, key: Key, time: bytes) -> None:
+        if self._is_gone(key) and not self._overlap:
             raise Contradiction
-        self._rows[key] = None
+        if self._keeps_deleted:
+            self._rows.setdefault(key, None)
+            self._kept[key] = time
+        else:
+            self._rows[key] = None
+
+    def _is_gone(self, key: Key) -> bool:
+        return key in self._rows and (self._rows[key] is None or key in self._kept)
 
     def _update_all(self, reader: RowReader, messages: Sequence[bytes]) -> None:
         # The loop of every busy table: one reading and one or two looks into a dictionary a row.
@@ -134,11 +160,12 @@ class Compaction:
             if UNCHANGED in fields:
                 require_key(reader, fields)
                 fields = merge(rows.get(key), fields)
-            if key in rows and rows[key] is None:
+            if key in rows and (rows[key] is None or key in self._kept):
                 if not self._overlap:
                     raise Contradiction
                 if UNCHANGED in fields:
                     continue
+                self._kept.pop(key, None)
             rows[key] = fields
 
     def _update_with_old_row(self, reader: RowReader, message: bytes) -> None:
@@ -147,23 +174,26 @@ class Compaction:
         require_key(reader, new)
         old_key, new_key = reader.key_of(old), reader.key_of(new)
         known = self._rows.get(old_key)
-        is_gone = known is None and old_key in self._rows
+        is_gone = self._is_gone(old_key)
         if is_gone and not self._overlap:
             raise Contradiction
         fields = merge(known, new)
         if old_key == new_key:
             if not (is_gone and UNCHANGED in fields):
                 self._rows[old_key] = fields
+                self._kept.pop(old_key, None)
         elif self._keeps_rows or UNCHANGED in fields:
             self._end_stretch()
             # In overlap the target's row of the new key may be the one to keep: it lacks what the stretch knew.
             self._finished.append(KeyChange(key_fields(old_key), fields if self._overlap else new))
         else:
-            self._delete(old_key)
+            self._delete(old_key, NULL)
             self._insert(new_key, fields)
 
     def _end_stretch(self) -> None:
         outcome, fresh = Outcome(), self._fresh
+        if self._keeps_deleted:
+            self._end_with_kept(outcome)
         for key, fields in self._rows.items():
             if fields is None:
                 if key not in fresh or self._overlap:
@@ -176,7 +206,30 @@ class Compaction:
                 outcome.updates.setdefault((), []).append(fields)
         if outcome:
             self._finished.append(outcome)
-        self._rows, self._fresh = {}, set()
+        self._rows, self._fresh, self._kept = {}, set(), {}
+
+    def _end_with_kept(self, outcome: Outcome) -> None:
+        """Note the time in the deleted rows that are known; of the others it is all that there is to do."""
+        rows, self._rows = self._rows, {}
+        for key, fields in rows.items():
+            time = self._kept.get(key)
+            if fields is not None:
+                self._rows[key] = fields if time is None or not self._notes_time else [*fields[:-1], time]
+            elif self._notes_time:
+                assert time is not None  # nothing else makes a row unknown
+                outcome.deletes.append((*key_fields(key), time))
+
+
+def time_field(commit_time_us: int) -> bytes:
+    """The field that notes when a row was deleted.
+
+    PostgreSQL's binary format of a timestamptz, and of a timestamp that is meant in UTC, is what a commit's time comes
+    in: microseconds since 2000-01-01.
+    """
+    return _TIME(8, commit_time_us)
+
+
+_TIME = struct.Struct(">iq").pack
 
 
 def merge(known: Fields | None, fields: Fields) -> Fields:

@@ -110,13 +110,18 @@ def row_reader(
     indices: tuple[int, ...],
     key: tuple[int, ...],
     translations: Mapping[int, Translate] | None = None,
+    *,
+    notes_time: bool = False,
 ) -> RowReader:
     """The reader of ``relation`` with formats ``wire``, for its columns ``indices``; the key is at ``key`` of those.
 
-    ``translations`` are by place among those columns.
+    ``translations`` are by place among those columns. With ``notes_time`` a NULL stands behind the fields of every row:
+    the place that notes when it was deleted.
     """
     pick: Callable[[Sequence[bytes]], Fields] | None
-    if indices == tuple(range(len(wire))):
+    if notes_time:
+        pick = lambda fields: [*(fields[index] for index in indices), NULL]  # noqa: E731
+    elif indices == tuple(range(len(wire))):
         pick = None
     elif len(indices) == 1:
         only = indices[0]

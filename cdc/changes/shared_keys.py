@@ -22,20 +22,26 @@ from cdc.pgoutput.tuples import UNCHANGED
 class SharedKeys(Compaction):
     """A `Compaction` in which a key may be held by several rows between its first change and its last."""
 
-    def __init__(self, *, keeps_rows: bool, overlap: bool = False) -> None:
-        super().__init__(keeps_rows=keeps_rows, overlap=overlap)
+    def __init__(
+        self, *, keeps_rows: bool, overlap: bool = False, keeps_deleted: bool = False, notes_time: bool = False
+    ) -> None:
+        super().__init__(keeps_rows=keeps_rows, overlap=overlap, keeps_deleted=keeps_deleted, notes_time=notes_time)
         self._held: dict[Key, list[tuple[int, Fields]]] = {}  # rows to be, each with the relation that it came from
         self._left: set[Key] = set()  # keys whose row of before the stretch is gone, or is among those
+        self._deleted: dict[Key, tuple[Fields | None, bytes]] = {}  # where deleted rows are kept: the last, and when
 
     def _insert_all(self, reader: RowReader, messages: Sequence[bytes]) -> None:
         for message in messages:
             fields = reader.new_row(message)
             self._put(reader, reader.key_of(fields), fields)
 
-    def _delete_all(self, reader: RowReader, messages: Sequence[bytes]) -> None:
+    def _delete_all(self, reader: RowReader, messages: Sequence[bytes], time: bytes) -> None:
         for message in messages:
             old = reader.old_row(message)
-            self._take(reader, reader.key_of(old), old)
+            key = reader.key_of(old)
+            known = self._take(reader, key, old)
+            if self._keeps_deleted:
+                self._deleted[key] = known, time
 
     def _update_all(self, reader: RowReader, messages: Sequence[bytes]) -> None:
         for message in messages:
@@ -53,6 +59,8 @@ class SharedKeys(Compaction):
                 continue
             if known is None:
                 self._left.discard(old_key)
+                if not self._held[old_key]:
+                    del self._held[old_key]
             else:
                 self._put(reader, old_key, known)
             self._end_stretch()
@@ -78,10 +86,13 @@ class SharedKeys(Compaction):
         for key, held in self._held.items():
             if len(held) > 1:
                 raise Contradiction
-            self._rows[key] = held[0][1] if held else None
+            if not held and key in self._deleted:
+                self._rows[key], self._kept[key] = self._deleted[key]
+            else:
+                self._rows[key] = held[0][1] if held else None
             if key not in self._left:
                 self._fresh.add(key)
-        self._held, self._left = {}, set()
+        self._held, self._left, self._deleted = {}, set(), {}
         super()._end_stretch()
 
 

@@ -31,20 +31,23 @@ class Run:
     """Consecutive row changes of one kind to one relation, in the source's order.
 
     ``rows`` are whole pgoutput messages (``I``, ``U`` or ``D``); their tuples are read by `cdc.pgoutput.tuples`.
+    ``commit_time_us`` is that of its transaction, as in `Part`.
     """
 
     relation: Relation
     kind: Kind
     rows: list[bytes] = field(default_factory=list)
+    commit_time_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """One TRUNCATE, of all the published relations that it emptied."""
+    """One TRUNCATE, of all the published relations that it emptied; ``commit_time_us`` as in `Part`."""
 
     relations: tuple[Relation, ...]
     cascade: bool
     restart_identity: bool
+    commit_time_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)

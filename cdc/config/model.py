@@ -92,6 +92,13 @@ class TableConfig(BaseModel):
     columns: dict[str, str] | None = None
     """Source column to target column, in the order given; left out, all columns (never for ``columns = "listed"``)."""
 
+    deletes: Literal["apply", "keep"] = "apply"
+    """``keep``: rows that are deleted (or truncated) at the source stay at the target."""
+
+    deleted_at: Identifier | None = None
+    """With ``deletes = "keep"``: the column of the target's table, a ``timestamptz`` or ``timestamp``, that notes when
+    the source deleted a row, NULL as long as it has not. A target that follows gets it from `cdc`."""
+
     @model_validator(mode="before")
     @classmethod
     def _accept_a_list(cls, value: Any) -> Any:
@@ -121,6 +128,11 @@ class TableConfig(BaseModel):
                 raise ValueError(f"columns puts two source columns into one: {', '.join(doubles)}")
             if any(not name for pair in self.columns.items() for name in pair):
                 raise ValueError("columns holds an empty name")
+        if self.deleted_at is not None:
+            if self.deletes != "keep":
+                raise ValueError('deleted_at notes when a row that stays was deleted: it needs deletes = "keep"')
+            if self.deleted_at in (self.columns or {}).values():
+                raise ValueError(f'deleted_at = "{self.deleted_at}" is among the columns that the source fills')
         return self
 
 

@@ -43,6 +43,8 @@ def _section(title: str, keys: dict[str, Any]) -> list[str]:
 def _short(wanted: dict[str, Any]) -> Any:
     """A list of columns where none is renamed."""
     columns = wanted.get("columns")
+    if wanted.pop("deletes") == "keep":
+        return wanted | {"deletes": "keep"}
     if columns is None or any(source != target for source, target in columns.items()):
         return wanted
     return wanted | {"columns": list(columns)} if "to" in wanted else list(columns)

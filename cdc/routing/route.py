@@ -11,6 +11,9 @@ class Route:
 
     ``columns`` maps source column to target column, in the order of the configuration; `None` takes every column that
     the source has, also those added later, under the same name (never for a target with ``columns = "listed"``).
+
+    ``keeps_deleted``: rows that the source deletes stay at the target (``deletes = "keep"``). ``deleted_at`` is then
+    the target's column that notes when; `None` for a route that does not ask for it.
     """
 
     source_schema: str
@@ -18,6 +21,8 @@ class Route:
     target_schema: str
     target_table: str
     columns: tuple[tuple[str, str], ...] | None = None
+    keeps_deleted: bool = False
+    deleted_at: str | None = None
 
     @property
     def source_name(self) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from cdc.config import Config, TargetConfig
+from cdc.config import Config, TableConfig, TargetConfig
 from cdc.errors import ConfigurationError
 from cdc.routing.patterns import matches, nearest, split
 from cdc.routing.route import Route
@@ -59,7 +59,7 @@ def route_of(target: TargetConfig, schema: str, table: str) -> Route | None:
         return None
     target_schema, target_table = split((wanted and wanted.to) or name)
     columns = None if wanted is None or wanted.columns is None else tuple(wanted.columns.items())
-    return Route(schema, table, target_schema, target_table, columns)
+    return Route(schema, table, target_schema, target_table, columns, *_kept(wanted))
 
 
 def build_all_routes(config: Config, tables: Mapping[str, Sequence[str]]) -> dict[str, tuple[Route, ...]]:
@@ -126,7 +126,18 @@ def _route(name: str, target: TargetConfig, table: str, columns: Sequence[str], 
     if is_reserved(target_schema):
         problems.append(f'targets.{name}.tables."{table}": nothing can be routed into the schema {target_schema}')
     pairs = None if mapping is None else tuple(mapping.items())
-    return Route(schema, table_name, target_schema, target_table, pairs)
+    route = Route(schema, table_name, target_schema, target_table, pairs, *_kept(wanted))
+    if route.deleted_at is not None and pairs is None and route.deleted_at in columns:
+        problems.append(
+            f'targets.{name}.tables."{table}": deleted_at = "{route.deleted_at}" is a column of the source\'s table; '
+            "name one that it does not have"
+        )
+    return route
+
+
+def _kept(wanted: TableConfig | None) -> tuple[bool, str | None]:
+    """Whether deleted rows stay, and the column that notes when they were deleted."""
+    return (False, None) if wanted is None else (wanted.deletes == "keep", wanted.deleted_at)
 
 
 def _unknown_table(where: str, table: str, tables: Collection[str]) -> str:

@@ -148,6 +148,7 @@ async def look(
         has_other_unique=await _has_other_unique(session, table, shape),
         is_shared=bool(into),
         may_be_swapped=config_of.follows and state is not None and state.created_by_cdc,
+        keeps_deleted=route.keeps_deleted,
     )
     read = TableRead(route.source_schema, route.source_table, copy.expressions, key, copy.format)
     return Layout(source, route, shape, copy, read, ResyncTables(request, shape, tuple(places)), facts)

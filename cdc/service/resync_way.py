@@ -68,7 +68,7 @@ class Facts:
     """What decides. ``key`` pairs the types of the key's columns at the source and at the target; none: no key.
 
     ``has_index`` says that an index of the source has exactly the key's columns; ``may_be_swapped`` that `cdc` created
-    the table on a target that follows.
+    the table on a target that follows, ``keeps_deleted`` that rows stay there which the source has deleted.
     """
 
     target: str
@@ -77,6 +77,7 @@ class Facts:
     has_other_unique: bool
     is_shared: bool
     may_be_swapped: bool
+    keeps_deleted: bool = False
 
 
 def way_of(source: SourceTable, facts: Facts, *, whole_bytes: int = WHOLE_BYTES) -> Verdict:
@@ -98,13 +99,21 @@ def _rebuilt(source: SourceTable, facts: Facts, why: str, *, whole_bytes: int) -
     """Whole where it is small, else in a shadow where it may be swapped."""
     if whole_bytes and source.bytes <= whole_bytes:
         return Verdict("whole", f"{why}, and it is small")
-    if facts.may_be_swapped:
+    if facts.may_be_swapped and not facts.keeps_deleted:
         return Verdict("shadow", why)
     size = "" if not whole_bytes else f", it has {source.bytes / 1e9:.1f} GB"
+    if facts.keeps_deleted:
+        return _refused(source, facts, f"{why}{size}")
     return _refused(source, facts, f"{why}{size}, and a table that cdc did not create is never replaced by another")
 
 
 def _refused(source: SourceTable, facts: Facts, why: str) -> Verdict:
+    if facts.keeps_deleted:
+        return Verdict(
+            "refused",
+            f"table {source.name} cannot be read again on target {facts.target} while everything streams: {why}. "
+            'Rows stay there that the source has deleted (deletes = "keep"), so it is not emptied and loaded either',
+        )
     return Verdict(
         "refused",
         f"table {source.name} cannot be read again on target {facts.target} while everything streams: {why}. Stop the "

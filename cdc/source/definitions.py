@@ -29,6 +29,7 @@ class SourceIndex:
     ``method`` is what stands behind ``USING``: access method, keys, INCLUDE, predicate; `None` where PostgreSQL's text
     is not as expected. ``constraint_kind`` is that of the constraint that it serves, if any; ``constraint_definition``
     is that constraint's text. ``reads`` are all columns that it needs, ``extensions`` those whose objects it uses.
+    ``is_partial``: it has a predicate.
     """
 
     name: str
@@ -42,6 +43,7 @@ class SourceIndex:
     size_bytes: int
     reads: frozenset[str]
     extensions: frozenset[str]
+    is_partial: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,20 @@ def _name(pair: Sequence[str]) -> RelationName:
 
 
 def _index(row: tuple[Any, ...]) -> SourceIndex:
-    name, method, is_unique, is_valid, kind, definition, is_deferrable, is_deferred, size, reads, extensions = row
+    (
+        name,
+        method,
+        is_unique,
+        is_valid,
+        kind,
+        definition,
+        is_deferrable,
+        is_deferred,
+        size,
+        reads,
+        extensions,
+        partial,
+    ) = row
     return SourceIndex(
         name=name,
         method=method,
@@ -221,6 +236,7 @@ def _index(row: tuple[Any, ...]) -> SourceIndex:
         size_bytes=size,
         reads=frozenset(reads),
         extensions=frozenset(extensions),
+        is_partial=partial,
     )
 
 

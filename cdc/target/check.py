@@ -232,6 +232,7 @@ def _check_table(
     yield from _check_rights(name, role, table)
     yield from _check_labels(name, plan, table)
     yield from _check_key(name, plan, table)
+    yield from _check_kept(name, plan, table)
     yield from _check_firing(name, session, table, routed)
 
 
@@ -279,6 +280,29 @@ def _check_key(name: str, plan: TablePlan, table: TargetTable) -> Iterator[Findi
     message = "no unique index matches the key of the rows: every update and delete may have to read the whole table"
     mend = f"CREATE UNIQUE INDEX CONCURRENTLY ON {table.sql_name} ({key});"
     yield Finding(Severity.WARNING, name, table.qualified_name, message, mend)
+
+
+def _check_kept(name: str, plan: TablePlan, table: TargetTable) -> Iterator[Finding]:
+    """Unique indexes besides the key, where deleted rows stay and stand beside those that come."""
+    shape = plan.shape
+    if not shape.keeps_deleted:
+        return
+    key = {shape.columns[place].name for place in shape.key}
+    for index in table.unique_keys:
+        if set(index.columns) == key:
+            continue
+        message = (
+            f'rows stay there that the source has deleted (deletes = "keep"), and unique index {index.name} refuses '
+            "rows that have the same values as one of them"
+        )
+        mend = None
+        if shape.deleted_at is not None:
+            noted = quote(shape.columns[shape.deleted_at].name)
+            mend = (
+                f"CREATE UNIQUE INDEX CONCURRENTLY ON {table.sql_name} ({quote_list(index.columns)}) "
+                f"WHERE {noted} IS NULL; -- and drop {index.name}"
+            )
+        yield Finding(Severity.WARNING, name, table.qualified_name, message, mend)
 
 
 def _check_firing(name: str, session: Session, table: TargetTable, routed: set[tuple[str, str]]) -> Iterator[Finding]:

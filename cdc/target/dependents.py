@@ -136,6 +136,14 @@ def _own(pair: Pair) -> Iterable[Obstacle]:
             f"ALTER TABLE {present.sql_name} RENAME TO …;",
         )
         return
+    if pair.swap.route.keeps_deleted:
+        yield Obstacle(
+            table,
+            'rows stay there that the source has deleted (deletes = "keep"), and a table that takes its place would '
+            "not have them. To load everything again with them: stop the worker, run cdc teardown for this target, "
+            'empty its other tables, give this one the mode "incremental" (bootstrap.modes), run cdc setup and cdc '
+            "bootstrap",
+        )
     if present.relkind != "r":
         yield Obstacle(table, "something that is no plain table has its name")
         return

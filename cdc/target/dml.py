@@ -11,6 +11,7 @@ are named by place (`cdc.target.staging`): ``ordinal``, ``new_1``â€¦, ``old_1``â
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
 
 from cdc.identifiers import quote, quote_list
 from cdc.target.table_plan import PlanColumn, TableShape
@@ -57,9 +58,10 @@ def update(shape: TableShape, stage: str, unchanged: Collection[int], low: int, 
     sets = _updated(shape, unchanged)
     if not sets:
         return None
+    conditions = [_between(low, high), _same_key(shape, "new"), *_live(shape), *_fixed(shape, unchanged)]
     return (
         f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, sets)} FROM {stage} AS s "
-        f"WHERE {' AND '.join([_between(low, high), _same_key(shape, 'new'), *_fixed(shape, unchanged)])}"
+        f"WHERE {' AND '.join(conditions)}"
     )
 
 
@@ -67,7 +69,7 @@ def change_key(shape: TableShape, stage: str, unchanged: Collection[int], low: i
     """Update rows found by their old key, the key included."""
     return (
         f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, _settable(shape, unchanged))} FROM {stage} AS s "
-        f"WHERE {_between(low, high)} AND {_same_key(shape, 'old')}"
+        f"WHERE {' AND '.join([_between(low, high), _same_key(shape, 'old'), *_live(shape)])}"
     )
 
 
@@ -88,7 +90,7 @@ def replace(shape: TableShape, stage: str, unchanged: Collection[int], low: int,
     The old row's values stay where the new one has none: for unchanged ones and for the target's own columns.
     PostgreSQL inserts what the deletion returns, so each row is gone before it comes again.
     """
-    return _write_anew(shape, stage, unchanged, [_between(low, high), _same_key(shape, "old")])
+    return _write_anew(shape, stage, unchanged, [_between(low, high), _same_key(shape, "old"), *_live(shape)])
 
 
 def renew(shape: TableShape, stage: str, unchanged: Collection[int], low: int, high: int) -> str | None:
@@ -123,7 +125,13 @@ def _write_anew(shape: TableShape, stage: str, unchanged: Collection[int], condi
 
 
 def delete(shape: TableShape, stage: str, low: int, high: int) -> str:
-    """Delete rows whose key is staged in the place of a new row's."""
+    """Delete rows whose key is staged in the place of a new row's; where deleted rows stay, note the time in them."""
+    if shape.keeps_deleted:
+        noted, live = _deletion(shape)
+        return (
+            f"UPDATE {shape.sql_name} AS t SET {noted} FROM {stage} AS s "
+            f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')} AND {live}"
+        )
     return (
         f"DELETE FROM {shape.sql_name} AS t USING {stage} AS s "
         f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')}"
@@ -160,8 +168,16 @@ def new_row_exists(shape: TableShape, stage: str, low: int, high: int) -> str:
 def delete_whole_rows(shape: TableShape, stage: str, known: Sequence[int], low: int, high: int) -> str:
     """Delete, for each staged old row, exactly one row of the target that equals it byte by byte.
 
-    The staged old rows must differ from each other. ``known`` are places that hold no NULL in any of them.
+    The staged old rows must differ from each other. ``known`` are places that hold no NULL in any of them. Where
+    deleted rows stay, the time is noted in it; a row in which one is noted equals none of the source's.
     """
+    if shape.keeps_deleted:
+        noted, _ = _deletion(shape)
+        return (
+            f"UPDATE {shape.sql_name} AS t SET {noted} "
+            f"FROM {stage} AS s, ({_one_each(shape, stage, known, low, high)}) AS f "
+            f"WHERE {_between(low, high)} AND s.ordinal = f.ordinal AND t.ctid = f.row_id AND t.tableoid = f.row_table"
+        )
     return (
         f"DELETE FROM {shape.sql_name} AS t USING ({_one_each(shape, stage, known, low, high)}) AS f "
         "WHERE t.ctid = f.row_id AND t.tableoid = f.row_table"
@@ -188,6 +204,68 @@ def truncate(shapes: Sequence[TableShape], *, restart_identity: bool) -> str:
 def delete_all(shape: TableShape) -> str:
     """Empty a table that a foreign key forbids to truncate."""
     return f"DELETE FROM {shape.sql_name}"
+
+
+def insert_over_deleted(shape: TableShape, stage: str, low: int, high: int) -> list[str]:
+    """Insert staged rows, or give their values to rows of their keys that are noted as deleted.
+
+    The statements together change as many rows as are staged, unless a key is there that is not noted as deleted.
+    """
+    deleted = f"NOT {_deletion(shape)[1]}"
+    found = [_between(low, high), _same_key(shape, "new"), deleted]
+    fixed = _fixed(shape, ())
+    statements = []
+    if fixed:
+        statements.append(_write_anew(shape, stage, (), [*found, f"NOT ({' AND '.join(fixed)})"]))
+    if shape.key_is_arbiter:
+        insertion, _, action = upsert(shape, stage, low, high).partition(" (")
+        return [*statements, f"{insertion} AS t ({action} WHERE {deleted}"]
+    overwrite = (
+        f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, _updated(shape, ()))} FROM {stage} AS s "
+        f"WHERE {' AND '.join(found)}"
+    )
+    return [*statements, overwrite, insert(shape, stage, low, high)]
+
+
+def delete_in_the_way(shape: TableShape, stage: str, low: int, high: int) -> str:
+    """Delete the deleted rows that stayed under new keys to which other rows move.
+
+    Where nothing notes which were deleted, it is those that are there under such a key and do not move there.
+    """
+    which = f"NOT ({_same_key(shape, 'old')})" if shape.deleted_at is None else f"NOT {_deletion(shape)[1]}"
+    return (
+        f"DELETE FROM {shape.sql_name} AS t USING {stage} AS s "
+        f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')} AND {which}"
+    )
+
+
+def note_all_deleted(shape: TableShape, commit_time_us: int) -> str:
+    """Note in every row that is not noted as deleted that it was, by the transaction of that time."""
+    assert shape.deleted_at is not None  # asked only where a column notes it
+    column = shape.columns[shape.deleted_at]
+    time = datetime(2000, 1, 1) + timedelta(microseconds=commit_time_us)
+    # A timestamp takes no notice of the zone: it is meant in UTC, as the bytes of a staged one are.
+    literal = f"CAST('{time.isoformat(sep=' ')}+00' AS {column.stage_type})"
+    return f"UPDATE {shape.sql_name} AS t SET {quote(column.name)} = {literal} WHERE {_deletion(shape)[1]}"
+
+
+def remove(shape: TableShape, condition: str, *, other: str | None = None) -> str:
+    """Delete rows ``t`` that the source is found not to have; where deleted rows stay, note the present time in them.
+
+    ``other`` is what the condition reads besides. Not for tables where rows stay and nothing notes the time.
+    """
+    if not shape.keeps_deleted:
+        return f"DELETE FROM {shape.sql_name} AS t{f' USING {other}' if other else ''} WHERE {condition}"
+    _, live = _deletion(shape)
+    assert shape.deleted_at is not None  # `_deletion` has asked
+    column = shape.columns[shape.deleted_at]
+    now = "pg_catalog.now()"
+    if column.stage_type.endswith("without time zone"):
+        now = f"({now} AT TIME ZONE 'UTC')"
+    return (
+        f"UPDATE {shape.sql_name} AS t SET {quote(column.name)} = {now}{f' FROM {other}' if other else ''} "
+        f"WHERE {condition} AND {live}"
+    )
 
 
 def _one_each(shape: TableShape, stage: str, known: Sequence[int], low: int, high: int) -> str:
@@ -228,6 +306,18 @@ def _updated(shape: TableShape, unchanged: Collection[int]) -> list[int]:
     """
     sets = [place for place in _settable(shape, unchanged) if place not in shape.key]
     return sets or [place for place in shape.key if shape.columns[place].is_updatable]
+
+
+def _deletion(shape: TableShape) -> tuple[str, str]:
+    """The assignment that notes the staged time of a deletion, and the condition that none is noted yet."""
+    assert shape.deleted_at is not None  # without a column that notes it a delete does nothing
+    name = quote(shape.columns[shape.deleted_at].name)
+    return f"{name} = s.new_{shape.deleted_at + 1}", f"(t.{name} IS NULL)"
+
+
+def _live(shape: TableShape) -> list[str]:
+    """The condition that a row has not been deleted at the source; in overlap, rows may hold what is yet to come."""
+    return [] if shape.deleted_at is None or shape.overlap else [_deletion(shape)[1]]
 
 
 def _fixed(shape: TableShape, unchanged: Collection[int]) -> list[str]:

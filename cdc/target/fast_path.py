@@ -23,7 +23,7 @@ from cdc.changes.row_reader import Fields, KeyNotSent
 from cdc.changes.shared_keys import SharedKeys
 from cdc.changes.transaction import Kind, Run
 from cdc.pgoutput.tuples import NULL, UNCHANGED
-from cdc.target import dml, overlap
+from cdc.target import dml, kept_rows, overlap
 from cdc.target.copy_encoding import NotSent, messages_stream, rows_stream
 from cdc.target.rejection import Guard, Reason, Refused
 from cdc.target.row_counts import check_count, row_count
@@ -107,7 +107,7 @@ class FastPath:
         shape = group.shape
         if shape in in_order:
             for plan, run in group.runs:
-                await self._replay.apply(plan, run.kind, run.rows)
+                await self._replay.apply(plan, run.kind, run.rows, run.commit_time_us)
         elif _goes_straight_in(group):
             await self._copy_messages(shape, group.runs)
         elif not shape.key:
@@ -115,7 +115,7 @@ class FastPath:
                 if run.kind is Kind.INSERT and shape.copies_directly:
                     await self._copy_messages(shape, [(plan, run)])
                 else:
-                    await self._replay.apply(plan, run.kind, run.rows)
+                    await self._replay.apply(plan, run.kind, run.rows, run.commit_time_us)
         else:
             for stretch in await self._fold(group):
                 if isinstance(stretch, KeyChange):
@@ -129,11 +129,18 @@ class FastPath:
         """The stretches of a group; one empty outcome when nothing is left."""
         shape = group.shape
         folding = SharedKeys if shape.shares_keys else Compaction
-        compaction = folding(keeps_rows=shape.keeps_rows, overlap=shape.overlap)
+        compaction = folding(
+            keeps_rows=shape.keeps_rows,
+            overlap=shape.overlap,
+            keeps_deleted=shape.keeps_deleted,
+            notes_time=shape.deleted_at is not None,
+        )
         folded = 0
         try:
-            for (plan, kind), rows in stretched(((plan, run.kind), run.rows) for plan, run in group.runs):
-                compaction.add(plan.reader, kind, rows)
+            for (plan, kind, time_us), rows in stretched(
+                ((plan, run.kind, _noted(shape, run)), run.rows) for plan, run in group.runs
+            ):
+                compaction.add(plan.reader, kind, rows, time_us)
                 folded += len(rows)
                 if folded >= BREATH_ROWS:
                     folded = 0
@@ -186,6 +193,9 @@ class FastPath:
                 await self._execute(shape, sql, high - low + 1)
         if staged.inserts is not None:
             low, high = staged.inserts
+            if shape.keeps_deleted:
+                await kept_rows.insert(self._connection, self._guard, shape, stage, low, high)
+                return
             await self._execute(shape, dml.insert(shape, stage, low, high), high - low + 1)
         elif staged.outcome.inserts:
             inserts = staged.outcome.inserts
@@ -240,9 +250,15 @@ def _goes_straight_in(group: Group) -> bool:
     return copies_inserts(group.shape) and all(run.kind is Kind.INSERT for _, run in group.runs)
 
 
+def _noted(shape: TableShape, run: Run) -> int:
+    """The commit time of a run where it is noted in rows; otherwise runs of different transactions are read as one."""
+    return run.commit_time_us if shape.deleted_at is not None and run.kind is Kind.DELETE else 0
+
+
 def _key_among_nulls(shape: TableShape, key: Iterable[bytes]) -> Fields:
     row = [NULL] * len(shape.columns)
-    for place, value in zip(shape.key, key, strict=True):
+    places = shape.key if shape.deleted_at is None else (*shape.key, shape.deleted_at)
+    for place, value in zip(places, key, strict=True):
         row[place] = value
     return row
 

@@ -2,7 +2,8 @@
 
 What `merge` promises, inside the target transaction that applies the chunk's watermark: when it returns, the rows of
 the chunk's range, and those whose keys were to be read again, are what the source held at the watermark; excepted are
-the rows that it wrote down to be read (once more) with a later chunk. Rows that the source lacks are gone.
+the rows that it wrote down to be read (once more) with a later chunk. Rows that the source lacks are gone; where
+deleted rows stay (`cdc.target.kept_rows`) they are noted as deleted now, because nobody knows when they were.
 
 The rows come by COPY into a staging table that another session fills. A row of which the stream has a newer version is
 left out; of one that a newer change left uncertain only those columns are taken that no change has set. Where the
@@ -24,6 +25,7 @@ from cdc.changes.touched_keys import Arrival, KeyFields, Outdated
 from cdc.changes.transaction_ids import SnapshotIds
 from cdc.errors import SetupError
 from cdc.identifiers import quote, quote_list
+from cdc.target import dml
 from cdc.target.copy_encoding import rows_stream
 from cdc.target.table_plan import TableShape
 
@@ -215,7 +217,9 @@ async def replace_all(connection: asyncpg.Connection, tables: ResyncTables, *, w
     table, names = shape.sql_name, tables.row_columns
     same = tables.same_row("t", "s")
     equal = f"EXISTS (SELECT FROM {tables.rows} AS s WHERE {same} AND {_equal(names)})"
-    delete_missing = f"DELETE FROM {table} AS t WHERE NOT EXISTS (SELECT FROM {tables.rows} AS s WHERE {same})"
+    delete_missing = ""
+    if not shape.keeps_deleted or shape.deleted_at is not None:
+        delete_missing = dml.remove(shape, f"NOT EXISTS (SELECT FROM {tables.rows} AS s WHERE {same})") + ";"
     delete_different = f"DELETE FROM {table} AS t WHERE NOT {equal}"
     insert = (
         f"INSERT INTO {table} ({quote_list(names)}) OVERRIDING SYSTEM VALUE "
@@ -233,7 +237,7 @@ async def replace_all(connection: asyncpg.Connection, tables: ResyncTables, *, w
             else ""
         )
         try:
-            await connection.execute(f"SAVEPOINT cdc_replace; {delete_missing}; {update} {insert}{settle}")
+            await connection.execute(f"SAVEPOINT cdc_replace; {delete_missing} {update} {insert}{settle}")
         except (asyncpg.UniqueViolationError, asyncpg.ExclusionViolationError) as error:
             if shape.holds_more:
                 raise _moved(where, table, error.constraint_name) from None
@@ -309,17 +313,19 @@ def _statements(tables: ResyncTables, chunk: Chunk, groups: Sequence[frozenset[s
     values = ", ".join(f"s.{quote(name)}" for name in tables.row_columns)
     insert = f"INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {tables.rows} AS s WHERE"
     found: list[tuple[int | None, str]] = []
-    if chunk.is_range:
+    loses_rows = not shape.keeps_deleted or shape.deleted_at is not None
+    if chunk.is_range and loses_rows:
         within = tables.within(has_lower=chunk.has_lower, has_upper=chunk.has_upper)
-        found.append((_DELETED, f"DELETE FROM {table} AS t WHERE {within} AND NOT {is_staged} AND NOT {touched('t')}"))
-    if chunk.asked_again:
+        found.append((_DELETED, dml.remove(shape, f"{within} AND NOT {is_staged} AND NOT {touched('t')}")))
+    if chunk.asked_again and loses_rows:
         keys = ", ".join(f"key_{number}" for number in range(1, len(shape.key) + 1))
         asked = f"(SELECT DISTINCT {keys} FROM {tables.again} WHERE ordinal <= {chunk.asked_again}) AS a"
         found.append(
             (
                 _DELETED,
-                f"DELETE FROM {table} AS t USING {asked} WHERE {tables.has_key('t', 'a')} "
-                f"AND NOT {is_staged} AND NOT {touched('t')}",
+                dml.remove(
+                    shape, f"{tables.has_key('t', 'a')} AND NOT {is_staged} AND NOT {touched('t')}", other=asked
+                ),
             )
         )
     fixed = [c for c in shape.columns if c.is_written and not c.is_updatable]

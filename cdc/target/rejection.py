@@ -32,6 +32,9 @@ UNIQUE_VIOLATION = "23505"
 _CAN_BE_DEFERRED = (FOREIGN_KEY_VIOLATION, UNIQUE_VIOLATION, "23P01")
 """Foreign keys, unique and exclusion constraints; a CHECK or NOT NULL cannot be."""
 
+_TAKEN = (UNIQUE_VIOLATION, "23P01")
+"""What a row meets that may not stand beside another."""
+
 _UNKNOWN_LABEL = "22P02"
 _MISSING_RIGHT = "42501"
 
@@ -149,6 +152,12 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
             mend = (
                 "The updates and deletes of this table are not published, so what the source deleted may still be "
                 f"there: load it again ({load_table_again(plan.source_table, target)}), or drop the constraint"
+            )
+        if plan.shape.keeps_deleted and server.sqlstate in _TAKEN:
+            mend = (
+                'A row that the source has deleted and that stays here (deletes = "keep") may be in the way: drop the '
+                "constraint, or put a unique index over the other rows in its place (WHERE the column that notes "
+                "deletions IS NULL)"
             )
         return BatchRejected(
             f"{where}: {change} of {which} breaks a rule that the source does not have ({server}). {mend}; it is tried "

@@ -16,10 +16,11 @@ from enum import Enum
 
 import asyncpg
 
+from cdc.changes.compaction import time_field
 from cdc.changes.row_reader import Fields, FormatChanged, KeyNotSent, places_unchanged
 from cdc.changes.transaction import Kind
 from cdc.pgoutput.tuples import NULL, UNCHANGED, UnexpectedFormat
-from cdc.target import dml, overlap
+from cdc.target import dml, kept_rows, overlap
 from cdc.target.rejection import UNIQUE_VIOLATION, Guard, Reason, Refused
 from cdc.target.row_counts import check_count, row_count
 from cdc.target.staging import Staging, old_places
@@ -75,14 +76,14 @@ class RowReplay:
         self._guard = guard
         self._read_again = read_again
 
-    async def apply(self, plan: TablePlan, kind: Kind, messages: Sequence[bytes]) -> None:
-        """Apply changes of one kind. The plan's staging table must exist.
+    async def apply(self, plan: TablePlan, kind: Kind, messages: Sequence[bytes], commit_time_us: int) -> None:
+        """Apply changes of one kind, committed at ``commit_time_us``. The plan's staging table must exist.
 
         Raises `Refused`, with the number of changes that were applied before the refused one, which stay applied.
         """
         done = 0
         try:
-            for rows in ranges(plan, kind, messages):
+            for rows in ranges(plan, kind, messages, commit_time_us):
                 done = rows.start
                 await self._apply_range(plan.shape, rows)
         except Refused as refused:
@@ -119,7 +120,11 @@ class RowReplay:
         if sql is None:
             return
         try:
-            await self._run(shape, rows, sql, low, high)
+            if shape.keeps_deleted and shape.key and rows.action is Action.INSERT:
+                await self._connection.execute("SAVEPOINT cdc_rows")
+                await kept_rows.insert(self._connection, self._guard, shape, self._staging.name(shape), low, high)
+            else:
+                await self._run(shape, rows, sql, low, high)
         except Refused as refused:
             await self._connection.execute("ROLLBACK TO SAVEPOINT cdc_rows; RELEASE SAVEPOINT cdc_rows")
             if low == high:
@@ -129,6 +134,8 @@ class RowReplay:
         await self._connection.execute("RELEASE SAVEPOINT cdc_rows")
 
     async def _run(self, shape: TableShape, rows: Range, sql: str, low: int, high: int) -> None:
+        if shape.keeps_deleted and rows.action is Action.CHANGE_KEY:
+            sql = f"{dml.delete_in_the_way(shape, self._staging.name(shape), low, high)}; {sql}"
         with self._guard(shape):
             changed = row_count(await self._connection.execute(f"SAVEPOINT cdc_rows; {sql}"))
         check_count(shape, changed, high - low + 1, may_fall_short=rows.action is Action.DELETE and shape.loses_rows)
@@ -206,6 +213,8 @@ class RowReplay:
         match rows.action:
             case Action.INSERT:
                 return dml.insert(shape, stage, low, high)
+            case Action.DELETE if shape.keeps_deleted and shape.deleted_at is None:
+                return None
             case Action.DELETE if whole:
                 return dml.delete_whole_rows(shape, stage, rows.known, low, high)
             case Action.DELETE:
@@ -220,7 +229,7 @@ class RowReplay:
                 return dml.change_key(shape, stage, rows.unchanged, low, high)
 
 
-def ranges(plan: TablePlan, kind: Kind, messages: Sequence[bytes]) -> Iterator[Range]:
+def ranges(plan: TablePlan, kind: Kind, messages: Sequence[bytes], commit_time_us: int) -> Iterator[Range]:
     """Cut a run into ranges.
 
     Raises `FormatChanged`, and `Refused` for a change that does not say which row it means.
@@ -254,6 +263,8 @@ def ranges(plan: TablePlan, kind: Kind, messages: Sequence[bytes]) -> Iterator[R
         if plan.shape.matches_whole_row and action is not Action.INSERT:
             by_place = dict(zip(old_places(plan.shape), old, strict=True))
             current.known = [place for place in current.known if by_place[place] is not NULL]
+        if action is Action.DELETE and plan.shape.deleted_at is not None:
+            new = (*new[: plan.shape.deleted_at], time_field(commit_time_us))
         current.rows.append((*_sent(new), *old))
         current.names.update(names)
         current.size += len(message)

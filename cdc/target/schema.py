@@ -22,6 +22,7 @@ from cdc.identifiers import quote, quote_list, quote_literal, quote_qualified
 from cdc.routing.projection import project
 from cdc.routing.route import Route
 from cdc.target.catalog import types_by_name
+from cdc.target.deletion_column import TIMESTAMPTZ
 from cdc.target.session import Session, target_errors
 
 _LOCK = 0x636463_646464  # "cdcddd": one creator at a time, so that two tables of one new enum do not collide.
@@ -66,13 +67,16 @@ def new_table(
 ) -> NewTable:
     """The table that a route asks for. ``not_null`` and ``primary_key`` name columns of the source.
 
-    Columns that the route does not name are left out (invariant 7), and so is a primary key that needs one of them.
+    Columns that the route does not name are left out (invariant 7), and so is a primary key that needs one of them. The
+    column that notes when a row was deleted comes last.
     """
     projection = project(relation, route)
     columns = tuple(
         NewColumn(name, relation.columns[index].type, relation.columns[index].name in not_null)
         for index, name in zip(projection.indices, projection.target_columns, strict=True)
     )
+    if route.deleted_at is not None:
+        columns += (NewColumn(route.deleted_at, TIMESTAMPTZ, not_null=False),)
     key = tuple(route.target_column(name) for name in primary_key)
     names = {column.name for column in columns}
     return NewTable(

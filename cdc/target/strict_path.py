@@ -29,6 +29,7 @@ class _Pending:
     plan: TablePlan
     kind: Kind
     rows: Sequence[bytes]
+    commit_time_us: int
 
 
 class StrictPath:
@@ -46,7 +47,7 @@ class StrictPath:
             if isinstance(change, Run):
                 plan = routed.plans.get(change.relation)
                 if plan is not None:
-                    await self._take(_Pending(plan, change.kind, change.rows), waiting)
+                    await self._take(_Pending(plan, change.kind, change.rows, change.commit_time_us), waiting)
             elif isinstance(change, Truncation):
                 plans = truncated_plans(routed, change)
                 if plans:
@@ -60,7 +61,7 @@ class StrictPath:
             waiting[table].append(pending)
             return
         try:
-            await self._replay.apply(pending.plan, pending.kind, pending.rows)
+            await self._replay.apply(pending.plan, pending.kind, pending.rows, pending.commit_time_us)
         except Refused as refused:
             if not refused.waits_for_others:
                 raise
@@ -74,7 +75,7 @@ class StrictPath:
             for table, queue in list(waiting.items()):
                 try:
                     while queue:
-                        await self._replay.apply(queue[0].plan, queue[0].kind, queue[0].rows)
+                        await self._replay.apply(queue[0].plan, queue[0].kind, queue[0].rows, queue[0].commit_time_us)
                         queue.pop(0)
                         applied += 1
                 except Refused as refused:

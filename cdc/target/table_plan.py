@@ -31,6 +31,7 @@ from cdc.target.conversion import (
     needs_cast_to_compare,
     type_name,
 )
+from cdc.target.deletion_column import unfit
 from cdc.target.lacking import ColumnsLacking, LackingColumn
 from cdc.target.remedies import load_table_again
 
@@ -72,12 +73,14 @@ class TableShape:
     - ``keeps_rows``: it holds more, and so a changed key must keep the row.
     - ``replaces_rows``: the key cannot be updated (identity ALWAYS), the row must be written anew.
     - ``loses_rows``: the target may have deleted rows by itself (ON DELETE CASCADE), so a missing one is no error.
-    - ``moves_rows``: the target may have changed by itself what identifies a row (ON UPDATE CASCADE, ON DELETE SET NULL),
-      so a row that is not found may be there as it is to be.
+    - ``moves_rows``: the target may have changed by itself what identifies a row (ON UPDATE CASCADE, ON DELETE SET
+      NULL), so a row that is not found may be there as it is to be.
     - ``all_columns``: every column of the target's table that can be written.
     - ``references``: the tables, ``(schema, name)``, that a foreign key which fires points to.
     - ``defers``: constraints of the table can be deferred and fire.
     - ``overlap``: the table may hold changes that are still to be streamed over it (cdc.target.overlap).
+    - ``keeps_deleted``: rows that the source deletes stay (cdc.target.kept_rows). ``deleted_at`` is the place of the
+      column that notes when, the last one; `None` where nothing does.
     """
 
     schema: str
@@ -99,6 +102,8 @@ class TableShape:
     references: frozenset[tuple[str, str]]
     defers: bool
     overlap: bool
+    keeps_deleted: bool
+    deleted_at: int | None
 
     @property
     def sql_name(self) -> str:
@@ -202,15 +207,18 @@ def plan_table(
         )
     as_text = tuple((index in flipped) == column.type.has_binary for index, column in enumerate(relation.columns))
     columns, direct, translations = planner.columns(found, projection, as_text)
+    noted = planner.deletion_column(found, projection)
     key_names = {projection.target_columns[place] for place in key or ()}
     fires = not triggers_disabled
     all_columns = tuple(column.name for column in found.columns if not column.generated)
-    holds_more = (fires and bool(found.referenced_by)) or not set(all_columns) <= set(projection.target_columns)
+    filled = {*projection.target_columns, *(column.name for column in noted)}
+    # A row that was deleted is not written anew either: what the source had is nowhere else.
+    holds_more = route.keeps_deleted or (fires and bool(found.referenced_by)) or not filled.issuperset(all_columns)
     replaces_rows = any(not columns[place].is_updatable and columns[place].is_written for place in key or ())
     shape = TableShape(
         schema=found.schema,
         name=found.name,
-        columns=columns,
+        columns=(*columns, *noted),
         key=key or (),
         matches_whole_row=key is None,
         key_is_unique=any(k.is_immediate and set(k.columns) <= key_names for k in found.unique_keys),
@@ -231,9 +239,13 @@ def plan_table(
         references=frozenset((k.referenced_schema, k.referenced_table) for k in found.foreign_keys if fires),
         defers=fires and found.can_defer,
         overlap=overlap,
+        keeps_deleted=route.keeps_deleted,
+        deleted_at=len(columns) if noted else None,
     )
     wire = bytes(TEXT if text else BINARY for text in as_text)
-    reader = row_reader(relation, wire, projection.indices, shape.key, translations)
+    reader = row_reader(
+        relation, wire, projection.indices, shape.key, translations, notes_time=shape.deleted_at is not None
+    )
     return TablePlan(relation, route, shape, reader, is_shared)
 
 
@@ -281,7 +293,11 @@ class _Planner:
                 self.target,
                 self.route,
                 tuple(LackingColumn(column.name, name, column.type) for column, name in columns),
-                tuple(column for column in table.columns if column.name not in projection.target_columns),
+                tuple(
+                    column
+                    for column in table.columns
+                    if column.name not in projection.target_columns and column.name != self.route.deleted_at
+                ),
             )
         ignored = {name for _, name in lacking}
         travelling = [
@@ -362,6 +378,18 @@ class _Planner:
     def is_loose(self, table: TargetTable, column: PlanColumn) -> bool:
         there = table.column(column.name)
         return there is not None and there.equates_texts
+
+    def deletion_column(self, table: TargetTable, projection: Projection) -> tuple[PlanColumn, ...]:
+        """The column that notes when a row was deleted, if the route asks for one. It is staged as what it is."""
+        if self.route.deleted_at is None:
+            return ()
+        problem = unfit(self.route, table, projection.target_columns)
+        if problem is not None:
+            raise self.stop(problem.sentence, problem.sql)
+        column = table.column(self.route.deleted_at)
+        assert column is not None  # it would be unfit
+        kind = column.type.sql
+        return (PlanColumn(column.name, kind, None, None, None, equality(column.type), True, True, True),)
 
     def columns(
         self, table: TargetTable, projection: Projection, as_text: tuple[bool, ...]

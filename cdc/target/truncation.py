@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import asyncpg
 
 from cdc.changes.transaction import Truncation
-from cdc.target import dml
+from cdc.target import dml, kept_rows
 from cdc.target.rejection import Guard, Reason, Refused
 from cdc.target.steps import parents_first
 from cdc.target.table_plan import TablePlan
@@ -22,7 +22,13 @@ from cdc.target.table_plan import TablePlan
 async def truncate(
     connection: asyncpg.Connection, guard: Guard, plans: Sequence[TablePlan], truncation: Truncation
 ) -> None:
-    """Empty the tables of ``plans``. Raises `Refused` for a table that other relations are routed to, too."""
+    """Empty the tables of ``plans``. Raises `Refused` for a table that other relations are routed to, too.
+
+    Where deleted rows stay they do so here, too; the time of the deletion is noted.
+    """
+    plans = await kept_rows.truncate(connection, guard, plans, truncation.commit_time_us)
+    if not plans:
+        return
     shapes = {(plan.shape.schema, plan.shape.name): plan.shape for plan in plans}
     for plan in plans:
         if plan.is_shared:

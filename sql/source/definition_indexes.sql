@@ -1,6 +1,7 @@
 -- name: definition_indexes
 -- The indexes of tables (oids) other than primary keys: the text behind USING, the constraint that each belongs to, every
--- column that its key, its expressions and its predicate read, and the extensions whose objects it uses.
+-- column that its key, its expressions and its predicate read, the extensions whose objects it uses,
+-- and whether it has a predicate.
 WITH indexes AS (
     SELECT i.*, t.relname AS table_name, n.nspname AS schema_name, x.relname AS name,
            pg_get_indexdef(i.indexrelid) AS definition, o.oid AS constraint_oid, o.condeferrable, o.condeferred
@@ -43,6 +44,7 @@ SELECT p.indrelid::bigint AS table_oid,
                JOIN pg_catalog.pg_extension e ON e.oid = m.refobjid
               WHERE (d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = p.indexrelid)
                  OR (d.classid = 'pg_catalog.pg_constraint'::regclass AND d.objid = p.constraint_oid)
-              ORDER BY 1) AS extensions
+              ORDER BY 1) AS extensions,
+       p.indpred IS NOT NULL AS is_partial
   FROM prefixed p
  ORDER BY p.indrelid, p.name

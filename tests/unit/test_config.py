@@ -100,6 +100,27 @@ def test_a_table_on_one_line_is_the_same_as_a_section(tmp_path: Path) -> None:
     assert load(written(tmp_path, one_line), ENVIRON) == section
 
 
+def test_a_table_whose_deleted_rows_stay_has_all_columns_unless_it_lists_some(tmp_path: Path) -> None:
+    environ = {"CDC_SOURCE__DSN": "postgresql:///s", "CDC_TARGETS__T__DSN": "postgresql:///t"}
+    environ["CDC_TARGETS__T__INCLUDE"] = "public.*"
+    environ["CDC_TARGETS__T__TABLES"] = json.dumps(
+        {
+            "public.a": {"deletes": "keep", "deleted_at": "deletedAt"},
+            "public.b": {"columns": ["id"], "deletes": "keep"},
+            "public.c": ["id"],
+        }
+    )
+    config = load(written(tmp_path, ""), environ)
+    tables = config.targets["t"].tables
+    assert [(table.deletes, table.deleted_at, table.columns) for table in tables.values()] == [
+        ("keep", "deletedAt", None),
+        ("keep", None, {"id": "id"}),
+        ("apply", None, {"id": "id"}),
+    ]
+    shown = as_toml(config).replace("postgresql:///", "postgresql://x/")
+    assert load(written(tmp_path, shown), {}).targets["t"].tables == tables
+
+
 def test_everything_can_come_from_the_environment_without_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +314,10 @@ def test_a_pipeline_needs_a_target(tmp_path: Path) -> None:
         ({"schema": "owned", "tables": {"public.a": {"to": "a", "columns": ["id"]}}}, 'for example "public.a"'),
         ({"tables": {"public.a": {"to": "public.b", "columns": ["id"]}}}, "has the source's names"),
         ({"tables": {"public.a": {"columns": {"a": "b"}}}}, "has the source's names"),
+        ({"tables": {"public.a": {"deletes": "stay"}}}, "'apply' or 'keep'"),
+        ({"tables": {"public.a": {"deleted_at": "gone"}}}, 'it needs deletes = "keep"'),
+        ({"tables": {"public.a": {"columns": ["gone"], "deletes": "keep", "deleted_at": "gone"}}}, "the source fills"),
+        ({"columns": "listed", "tables": {"public.a": {"deletes": "keep"}}}, "lists no columns"),
     ],
 )
 def test_what_contradicts_itself_is_refused(tmp_path: Path, target: dict[str, object], expected: str) -> None:

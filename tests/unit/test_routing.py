@@ -194,3 +194,17 @@ def test_mistakes_of_several_targets_are_named_at_once() -> None:
         "targets.a.include",
         'targets.b.tables."public.user"',
     ]
+
+
+def test_deleted_rows_stay_where_a_table_says_so() -> None:
+    config = follow(include=["public.*"], tables={"public.users": {"deletes": "keep", "deleted_at": "deletedAt"}})
+    kept = Route("public", "users", "public", "users", keeps_deleted=True, deleted_at="deletedAt")
+    assert kept in build_routes("t", config, SOURCE)
+    assert route_of(config, "public", "users") == kept
+    assert route_of(config, "public", "Users") == Route("public", "Users", "public", "Users")
+
+
+def test_a_column_of_the_source_cannot_note_deletions() -> None:
+    config = follow(include=["public.*"], tables={"public.users": {"deletes": "keep", "deleted_at": "email"}})
+    with pytest.raises(ConfigurationError, match='deleted_at = "email" is a column of the source\'s table'):
+        build_routes("t", config, SOURCE)
