@@ -24,8 +24,9 @@ def insert(shape: TableShape, stage: str, low: int, high: int) -> str:
     guard = ""
     if shape.key and (shape.overlap or not shape.key_is_unique):
         guard = f" AND NOT EXISTS (SELECT FROM {shape.sql_name} AS t WHERE {_same_key(shape, 'new')})"
+    into = f"({names}) OVERRIDING SYSTEM VALUE" if written else ""
     return (
-        f"INSERT INTO {shape.sql_name} ({names}) OVERRIDING SYSTEM VALUE "
+        f"INSERT INTO {shape.sql_name} {into} "
         f"SELECT {values} FROM {stage} AS s WHERE {_between(low, high)}{guard} ORDER BY s.ordinal"
     )
 
@@ -57,17 +58,21 @@ def update(shape: TableShape, stage: str, unchanged: Collection[int], low: int, 
     sets = _updated(shape, unchanged)
     if not sets:
         return None
-    return (
+    return _counted(
+        shape,
         f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, sets)} FROM {stage} AS s "
-        f"WHERE {' AND '.join([_between(low, high), _same_key(shape, 'new'), *_fixed(shape, unchanged)])}"
+        f"WHERE {' AND '.join([_between(low, high), _same_key(shape, 'new'), *_fixed(shape, unchanged)])}",
+        high - low + 1,
     )
 
 
 def change_key(shape: TableShape, stage: str, unchanged: Collection[int], low: int, high: int) -> str:
     """Update rows found by their old key, the key included."""
-    return (
+    return _counted(
+        shape,
         f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, _settable(shape, unchanged))} FROM {stage} AS s "
-        f"WHERE {_between(low, high)} AND {_same_key(shape, 'old')}"
+        f"WHERE {_between(low, high)} AND {_same_key(shape, 'old')}",
+        high - low + 1,
     )
 
 
@@ -124,9 +129,11 @@ def _write_anew(shape: TableShape, stage: str, unchanged: Collection[int], condi
 
 def delete(shape: TableShape, stage: str, low: int, high: int) -> str:
     """Delete rows whose key is staged in the place of a new row's."""
-    return (
+    return _counted(
+        shape,
         f"DELETE FROM {shape.sql_name} AS t USING {stage} AS s "
-        f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')}"
+        f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')}",
+        high - low + 1,
     )
 
 
@@ -188,6 +195,21 @@ def truncate(shapes: Sequence[TableShape], *, restart_identity: bool) -> str:
 def delete_all(shape: TableShape) -> str:
     """Empty a table that a foreign key forbids to truncate."""
     return f"DELETE FROM {shape.sql_name}"
+
+
+def _counted(shape: TableShape, sql: str, expected: int) -> str:
+    """The statement, whose command tag tells when a staged row was found more than once.
+
+    Where no unique index keeps the target's keys apart, one row that is there twice and one that is missing would come
+    to the right number of rows: then each staged row counts once, and if any was found twice, there are too many.
+    """
+    if shape.key_is_unique or shape.overlap:
+        return sql
+    return (
+        f"WITH changed AS ({sql} RETURNING s.ordinal) SELECT 1 FROM changed GROUP BY ordinal "
+        f"UNION ALL SELECT 1 FROM generate_series(1, {expected + 1}) "
+        "WHERE EXISTS (SELECT FROM changed GROUP BY ordinal HAVING count(*) > 1)"
+    )
 
 
 def _one_each(shape: TableShape, stage: str, known: Sequence[int], low: int, high: int) -> str:
