@@ -71,8 +71,8 @@ class TableShape:
     - ``keeps_rows``: it holds more, and so a changed key must keep the row.
     - ``replaces_rows``: the key cannot be updated (identity ALWAYS), the row must be written anew.
     - ``loses_rows``: the target may have deleted rows by itself (ON DELETE CASCADE), so a missing one is no error.
-    - ``moves_rows``: the target may have changed by itself what identifies a row (ON UPDATE CASCADE, ON DELETE SET NULL),
-      so a row that is not found may be there as it is to be.
+    - ``moves_rows``: the target may have changed by itself what identifies a row (ON UPDATE CASCADE, ON DELETE SET
+      NULL), so a row that is not found may be there as it is to be.
     - ``all_columns``: every column of the target's table that can be written.
     - ``references``: the tables, ``(schema, name)``, that a foreign key which fires points to.
     - ``defers``: constraints of the table can be deferred and fire.
