@@ -177,6 +177,8 @@ def _unrestorable(
     (route,) = load.routes
     if route.source_name not in sources:
         return "the source has it no more"
+    if sources[route.source_name].row_filter is not None:
+        return "its publication sends only some of its rows (a row filter)"
     state = loading.states.get(route.source_name)
     if state is None:
         return "it joined the configuration after the backup was asked for"

@@ -11,8 +11,8 @@ from cdc.config import Config, for_asyncpg
 from cdc.lsn import Lsn
 from cdc.routing.router import build_all_routes
 from cdc.source import heartbeat
-from cdc.source.catalog import read_tables
 from cdc.source.connection import connect as connect_source
+from cdc.source.published import read_published_tables
 from cdc.source.slot import lane_slot, read_slots
 from cdc.target import migrations, position, table_state
 from cdc.target.generation import generation_key
@@ -27,7 +27,7 @@ async def is_complete(config: Config, targets: Sequence[str]) -> bool:
         beat = await heartbeat.read(connection, config.pipeline)
         if beat is None:
             return False
-        tables = await read_tables(connection)
+        tables = await read_published_tables(connection, config.source)
     routes = build_all_routes(
         config, {table.name: [column.name for column in table.relation.columns] for table in tables}
     )

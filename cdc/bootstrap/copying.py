@@ -268,6 +268,18 @@ class Job:
 def _destination(copy: TableCopy) -> Destination:
     route = copy.route
     what = f"copying {route.source_name} into {route.target_name}"
+    if not copy.target_columns:
+        # COPY without a list of columns would mean all of them.
+        into = quote_qualified(route.target_schema, route.target_table)
+        return Destination(
+            "pg_temp",
+            "cdc_rows",
+            (),
+            copy.format,
+            what,
+            before="CREATE TEMPORARY TABLE cdc_rows () ON COMMIT DROP",
+            after=f"INSERT INTO {into} SELECT FROM pg_temp.cdc_rows",
+        )
     return Destination(route.target_schema, route.target_table, copy.target_columns, copy.format, what)
 
 

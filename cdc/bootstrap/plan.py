@@ -30,7 +30,7 @@ class TableCopy:
 
     ``expressions`` are SQL, one per column of ``target_columns``, in their order. ``references`` are the tables, schema
     and name, that foreign keys of the target's table point to, as far as they fire. ``pages`` and ``total_bytes``
-    (TOAST included) measure the source table.
+    (TOAST included) measure the source table. Only rows that satisfy ``row_filter`` are sent by the stream, and copied.
     """
 
     route: Route
@@ -40,12 +40,15 @@ class TableCopy:
     references: frozenset[tuple[str, str]]
     pages: int
     total_bytes: int
+    row_filter: str | None = None
 
     def statement(self, part: Part) -> str:
         """The COPY that reads one range at the source. Children by inheritance are tables of their own."""
         name = quote_qualified(self.route.source_schema, self.route.source_table)
-        condition = part.condition()
-        where = f" WHERE {condition}" if condition else ""
+        conditions = [one for one in (self.row_filter, part.condition()) if one]
+        if len(conditions) > 1:
+            conditions = [f"({one})" for one in conditions]
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         return f"COPY (SELECT {', '.join(self.expressions)} FROM ONLY {name}{where}) TO STDOUT (FORMAT {self.format})"
 
 
@@ -106,6 +109,7 @@ def plan_copy(
         references=shape.references,
         pages=source.pages,
         total_bytes=source.bytes,
+        row_filter=source.row_filter,
     )
 
 

@@ -34,9 +34,10 @@ from cdc.lsn import Lsn
 from cdc.routing.patterns import nearest
 from cdc.routing.route import Route
 from cdc.routing.router import build_all_routes
-from cdc.source.catalog import SourceTable, read_tables
+from cdc.source.catalog import SourceTable
 from cdc.source.clock import read_clock
 from cdc.source.connection import Connection, connect
+from cdc.source.published import read_published_tables
 from cdc.source.snapshot import Snapshot
 from cdc.target import position
 
@@ -117,7 +118,8 @@ class Run:
     async def read_sources(self) -> dict[str, SourceTable]:
         """The source's tables as they are now, by name."""
         async with await self.connect() as connection:
-            return {table.name: table for table in await read_tables(connection)}
+            found = await read_published_tables(connection, self.config.source)
+            return {table.name: table for table in found}
 
     def has_work(self, lane: LoadLane) -> bool:
         """Whether a snapshot is needed."""
@@ -263,7 +265,7 @@ async def open_run(
 
     async with await connect(config.source.dsn.get_secret_value(), application_name=name) as connection:
         names = scope.names(config)
-        found = await read_tables(connection)
+        found = await read_published_tables(connection, config.source)
         routes = build_all_routes(
             config, {table.name: [column.name for column in table.relation.columns] for table in found}
         )

@@ -23,8 +23,9 @@ from cdc.routing.route import Route
 from cdc.routing.router import build_routes, unknown_modes
 from cdc.source import check as source_check
 from cdc.source import heartbeat
-from cdc.source.catalog import SourceTable, read_origins, read_tables
+from cdc.source.catalog import SourceTable, read_origins
 from cdc.source.connection import connect as connect_source
+from cdc.source.published import read_published_tables
 from cdc.source.replication import ReplicationConnection
 from cdc.source.slot import LANE_SEPARATOR, Slot, read_slots
 from cdc.target import check as target_check
@@ -95,7 +96,7 @@ async def _look_at_source(config: Config) -> _Source | None:
         async with await connect_source(
             config.source.dsn.get_secret_value(), application_name=config.source.application_name
         ) as connection:
-            tables = {table.name: table for table in await read_tables(connection)}
+            tables = {table.name: table for table in await read_published_tables(connection, config.source)}
             origins = await read_origins(connection, [table.relation.oid for table in tables.values()])
             return _Source(tables, origins, await read_slots(connection, config.source.slot))
     except CdcError:

@@ -23,6 +23,7 @@ from cdc.routing.router import build_all_routes
 from cdc.source import catalog, heartbeat, publication, slot
 from cdc.source.connection import Connection
 from cdc.source.connection import connect as connect_source
+from cdc.source.published import read_published_tables
 from cdc.target import migrations, position, resync_request, table_state
 from cdc.target.generation import generation_key
 from cdc.target.session import Session, target_errors
@@ -47,7 +48,7 @@ async def setup(config: Config, say: Say) -> None:
     async with await connect_source(
         config.source.dsn.get_secret_value(), application_name=f"{config.source.application_name} setup"
     ) as source:
-        tables = {table.name: table for table in await catalog.read_tables(source)}
+        tables = {table.name: table for table in await read_published_tables(source, config.source)}
         columns = {name: [column.name for column in table.relation.columns] for name, table in tables.items()}
         routes = build_all_routes(config, columns)
         wanted = {route.source_name for of_target in routes.values() for route in of_target}

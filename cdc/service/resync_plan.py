@@ -19,10 +19,11 @@ from cdc.routing.route import Route
 from cdc.routing.target_routes import TargetRoutes
 from cdc.service.resync_way import Facts
 from cdc.service.tracking import key_form
-from cdc.source.catalog import SourceTable, read_tables
+from cdc.source.catalog import SourceTable
 from cdc.source.chunks import KeyColumn, TableRead
 from cdc.source.connection import Connection, source_errors
 from cdc.source.publication import read_published
+from cdc.source.published import read_published_tables
 from cdc.target.catalog import TargetTable, read_table
 from cdc.target.merge import ResyncTables, fixed_columns
 from cdc.target.schema import NewTable, new_table
@@ -70,7 +71,8 @@ def route_for(config: Config, target: str, source: TableName) -> Route:
 
 async def read_source(connection: Connection, config: Config, route: Route) -> SourceTable:
     """The table at the source. Raises `SetupError` when it is not there, or not published as it has to be."""
-    found = {table.name: table for table in await read_tables(connection, [route.source_name])}
+    tables = await read_published_tables(connection, config.source, [route.source_name])
+    found = {table.name: table for table in tables}
     source = found.get(route.source_name)
     if source is None or not source.is_publishable:
         raise SetupError(f"the source has no table {route.source_name} that can be replicated")
@@ -150,7 +152,7 @@ async def look(
         may_be_swapped=config_of.follows and state is not None and state.created_by_cdc,
         keeps_deleted=route.keeps_deleted,
     )
-    read = TableRead(route.source_schema, route.source_table, copy.expressions, key, copy.format)
+    read = TableRead(route.source_schema, route.source_table, copy.expressions, key, copy.format, source.row_filter)
     return Layout(source, route, shape, copy, read, ResyncTables(request, shape, tuple(places)), facts)
 
 

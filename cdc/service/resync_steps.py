@@ -19,8 +19,9 @@ from cdc.routing.route import Route
 from cdc.routing.router import build_routes
 from cdc.service import access
 from cdc.service.resync_plan import Layout, look, read_source, route_for, table_to_create
-from cdc.source.catalog import SourceTable, read_tables
+from cdc.source.catalog import SourceTable
 from cdc.source.connection import Connection, source_errors
+from cdc.source.published import read_published_tables
 from cdc.target import resync_request as requests
 from cdc.target import table_state
 from cdc.target.resync_request import Request
@@ -85,7 +86,7 @@ class Errand:
 
     async def routes(self) -> tuple[Route, ...]:
         """Those of all tables of the target, by the source's catalog of now."""
-        tables = await read_tables(self.connection)
+        tables = await read_published_tables(self.connection, self.config.source)
         columns = {table.name: [column.name for column in table.relation.columns] for table in tables}
         return build_routes(self.target, self.config.targets[self.target], columns)
 

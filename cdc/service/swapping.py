@@ -26,9 +26,10 @@ from cdc.lsn import Lsn
 from cdc.routing.router import route_of
 from cdc.routing.target_routes import TargetRoutes
 from cdc.service.load_stream import LoadStream
-from cdc.source.catalog import SourceTable, read_tables
+from cdc.source.catalog import SourceTable
 from cdc.source.connection import connect
 from cdc.source.definitions import TableDefinitions, read_definitions
+from cdc.source.published import read_published_tables
 from cdc.source.slot import drop_slot, load_slot, read_slots
 from cdc.target import missing_indexes, position, table_state
 from cdc.target.dependents import obstacles, refusal
@@ -60,7 +61,7 @@ async def refuse_obstacles(run: Run, loading: Loading) -> None:
 
 async def _read_source(run: Run) -> tuple[dict[str, SourceTable], dict[int, TableDefinitions]]:
     async with await run.connect() as connection:
-        sources = {table.name: table for table in await read_tables(connection)}
+        sources = {table.name: table for table in await read_published_tables(connection, run.config.source)}
         return sources, await read_definitions(connection, [table.relation.oid for table in sources.values()])
 
 

@@ -8,7 +8,7 @@ queries whatever the number of tables. Tables are named ``schema.table``, unquot
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cdc import statements
@@ -23,20 +23,37 @@ _CATALOG_READS = 5
 
 
 @dataclass(frozen=True, slots=True)
+class GeneratedColumn:
+    """A column that the source computes itself, and sends only where a publication asks for it (PostgreSQL 18).
+
+    ``place`` is its place among all columns. ``expression`` names everything outside of ``pg_catalog`` with its schema,
+    but for the table's own columns. ``is_virtual``: it is computed when it is read (PostgreSQL 18).
+    """
+
+    name: str
+    type: DataType
+    not_null: bool
+    is_virtual: bool
+    place: int
+    expression: str
+
+
+@dataclass(frozen=True, slots=True)
 class SourceTable:
     """One table of the source, as the catalog shows it now.
 
-    ``relation`` holds the columns that pgoutput sends, in its order; ``generated`` the names of those that it leaves
-    out. ``primary_key`` are column names in the order of the key. ``identity_index`` is the index that identifies rows,
-    when one does; ``candidate_indexes`` those that ``REPLICA IDENTITY USING INDEX`` would accept. ``persistence`` is p
-    or u (unlogged: has no WAL, cannot be replicated), ``relkind`` r or p (partitioned: holds no rows itself).
-    ``pages`` counts blocks of the main fork, ``bytes`` includes TOAST. ``hides_rows``: row security applies to this
-    role. ``is_owned``: this role may alter it, and so add it to a publication.
+    ``relation`` holds the columns that pgoutput sends, in its order; ``generated`` those that it leaves out because the
+    source computes them. ``primary_key`` are column names in the order of the key. ``identity_index`` is the index that
+    identifies rows, when one does; ``candidate_indexes`` those that ``REPLICA IDENTITY USING INDEX`` would accept.
+    ``persistence`` is p or u (unlogged: has no WAL, cannot be replicated), ``relkind`` r or p (partitioned: holds no
+    rows itself). ``pages`` counts blocks of the main fork, ``bytes`` includes TOAST. ``hides_rows``: row security
+    applies to this role. ``is_owned``: this role may alter it, and so add it to a publication. ``row_filter`` is an
+    expression that rows must satisfy to be sent (cdc.source.published); `None`: all are.
     """
 
     relation: Relation
     not_null: frozenset[str]
-    generated: tuple[str, ...]
+    generated: tuple[GeneratedColumn, ...]
     primary_key: tuple[str, ...]
     primary_key_name: str | None
     identity_index: str | None
@@ -49,6 +66,7 @@ class SourceTable:
     hides_rows: bool
     owner: str
     is_owned: bool
+    row_filter: str | None = None
 
     @property
     def name(self) -> str:
@@ -59,6 +77,22 @@ class SourceTable:
     def usable_identity(self) -> bool:
         """Whether the source can publish updates and deletes of it without refusing them itself (hazard 1)."""
         return self.relation.replica_identity is ReplicaIdentity.FULL or self.identity_index is not None
+
+    def with_columns(self, names: Collection[str]) -> SourceTable:
+        """The same with only these columns in its ``relation``, generated ones among them."""
+        computed = {column.place: column for column in self.generated}
+        plain = iter(self.relation.columns)
+        everything = [
+            Column(computed[place].name, computed[place].type) if place in computed else next(plain)
+            for place in range(len(computed) + len(self.relation.columns))
+        ]
+        sent = tuple(column for column in everything if column.name in names)
+        return replace(
+            self,
+            relation=replace(self.relation, columns=sent),
+            not_null=self.not_null | {column.name for column in self.generated if column.not_null},
+            generated=tuple(column for column in self.generated if column.name not in names),
+        )
 
     @property
     def is_publishable(self) -> bool:
@@ -76,7 +110,7 @@ async def read_tables(connection: Connection, names: Collection[str] | None = No
         with source_errors("list its tables"):
             cursor = await connection.execute(statements.load("source", "tables"), parameters)
             rows = await cursor.fetchall()
-        keys = {(type_oid, typmod) for row in rows for _, type_oid, typmod, _, _ in row[4]}
+        keys = {(type_oid, typmod) for row in rows for _, type_oid, typmod, *_ in (*row[4], *row[5])}
         types = await describe_types(connection, keys)
         if keys <= types.keys():
             return [_source_table(row, types) for row in rows]
@@ -91,7 +125,10 @@ def _source_table(row: tuple[Any, ...], types: dict[TypeKey, DataType]) -> Sourc
     return SourceTable(
         Relation(oid, schema, name, ReplicaIdentity(identity), columns),
         frozenset(column for column, _, _, is_not_null, _ in attributes if is_not_null),
-        tuple(generated),
+        tuple(
+            GeneratedColumn(column, types[type_oid, typmod], is_not_null, kind == "v", place, expression)
+            for column, type_oid, typmod, is_not_null, kind, place, expression in generated
+        ),
         tuple(primary_key),
         primary_key_name,
         index,

@@ -49,13 +49,17 @@ class KeyColumn:
 
 @dataclass(frozen=True, slots=True)
 class TableRead:
-    """What is read of a table: ``expressions`` in the order in which they are wanted, ``key`` in that of its index."""
+    """What is read of a table: ``expressions`` in the order in which they are wanted, ``key`` in that of its index.
+
+    Rows that do not satisfy ``row_filter`` are as if they were not there: the stream does not send them.
+    """
 
     schema: str
     name: str
     expressions: tuple[str, ...]
     key: tuple[KeyColumn, ...]
     format: str
+    row_filter: str | None = None
 
     @property
     def sql_name(self) -> str:
@@ -67,7 +71,7 @@ class TableRead:
 
         `None` is no bound. Not ``is_range``: only those in ``again``. No row comes twice.
         """
-        select = f"SELECT {', '.join(self.expressions)} FROM ONLY {self.sql_name}"
+        select = f"SELECT {', '.join(self.expressions)} FROM {self._rows()}"
         bounds = self._bounds(after, upto)
         parts = []
         if is_range:
@@ -86,9 +90,13 @@ class TableRead:
         texts = ", ".join(f"{quote(column.name)}::text" for column in self.key)
         order = quote_list(column.name for column in self.key)
         return (
-            f"SELECT {texts} FROM (SELECT {order} FROM ONLY {self.sql_name}{where} "
+            f"SELECT {texts} FROM (SELECT {order} FROM {self._rows()}{where} "
             f"ORDER BY {order} OFFSET {rows - 1} LIMIT 1) AS bound"
         )
+
+    def _rows(self) -> str:
+        table = f"ONLY {self.sql_name}"
+        return table if self.row_filter is None else f"(SELECT * FROM {table} WHERE {self.row_filter}) AS sent"
 
     def _bounds(self, after: KeyText | None, upto: KeyText | None) -> str:
         conditions = []

@@ -16,6 +16,7 @@ from cdc.source import publication
 from cdc.source.catalog import SourceTable, read_tables
 from cdc.source.connection import Connection
 from cdc.source.publication import ALL_OPERATIONS, Publication
+from cdc.source.published import read_published_tables
 
 
 def _finding(severity: Severity, subject: str, message: str, mend: str | None = None) -> Finding:
@@ -57,9 +58,7 @@ def _one_table(table: SourceTable, user: str) -> Iterable[Finding]:
         message = "row security hides rows from this role: a bootstrap would refuse to copy it"
         yield _finding(Severity.ERROR, subject, message, f"ALTER ROLE {user} BYPASSRLS;")
     if table.generated:
-        message = (
-            f"computes {', '.join(table.generated)} itself (GENERATED): such columns are not streamed, and not created"
-        )
+        message = f"computes {', '.join(column.name for column in table.generated)} itself (GENERATED): such columns are not streamed, and not created"
         mend = (
             "on a target that wants them: ALTER TABLE … ADD COLUMN … GENERATED ALWAYS AS (…) STORED, as at the source"
         )
@@ -105,6 +104,10 @@ async def published_findings(
     existing = await publication.read(connection, source.publication_names)
     if source.manage_publications:
         return _managed(connection, source, existing, tables, is_started=is_started)
+    try:
+        await read_published_tables(connection, source)
+    except SetupError as error:
+        return [_finding(Severity.ERROR, "publications", str(error))]
     published = await publication.read_published(connection, source.publication_names)
     return _followed(source, existing, published, tables)
 

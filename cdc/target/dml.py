@@ -25,8 +25,9 @@ def insert(shape: TableShape, stage: str, low: int, high: int) -> str:
     guard = ""
     if shape.key and (shape.overlap or not shape.key_is_unique):
         guard = f" AND NOT EXISTS (SELECT FROM {shape.sql_name} AS t WHERE {_same_key(shape, 'new')})"
+    into = f"({names}) OVERRIDING SYSTEM VALUE" if written else ""
     return (
-        f"INSERT INTO {shape.sql_name} ({names}) OVERRIDING SYSTEM VALUE "
+        f"INSERT INTO {shape.sql_name} {into} "
         f"SELECT {values} FROM {stage} AS s WHERE {_between(low, high)}{guard} ORDER BY s.ordinal"
     )
 
@@ -59,17 +60,21 @@ def update(shape: TableShape, stage: str, unchanged: Collection[int], low: int, 
     if not sets:
         return None
     conditions = [_between(low, high), _same_key(shape, "new"), *_live(shape), *_fixed(shape, unchanged)]
-    return (
+    return _counted(
+        shape,
         f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, sets)} FROM {stage} AS s "
-        f"WHERE {' AND '.join(conditions)}"
+        f"WHERE {' AND '.join(conditions)}",
+        high - low + 1,
     )
 
 
 def change_key(shape: TableShape, stage: str, unchanged: Collection[int], low: int, high: int) -> str:
     """Update rows found by their old key, the key included."""
-    return (
+    return _counted(
+        shape,
         f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, _settable(shape, unchanged))} FROM {stage} AS s "
-        f"WHERE {' AND '.join([_between(low, high), _same_key(shape, 'old'), *_live(shape)])}"
+        f"WHERE {' AND '.join([_between(low, high), _same_key(shape, 'old'), *_live(shape)])}",
+        high - low + 1,
     )
 
 
@@ -128,13 +133,17 @@ def delete(shape: TableShape, stage: str, low: int, high: int) -> str:
     """Delete rows whose key is staged in the place of a new row's; where deleted rows stay, note the time in them."""
     if shape.keeps_deleted:
         noted, live = _deletion(shape)
-        return (
+        return _counted(
+            shape,
             f"UPDATE {shape.sql_name} AS t SET {noted} FROM {stage} AS s "
-            f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')} AND {live}"
+            f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')} AND {live}",
+            high - low + 1,
         )
-    return (
+    return _counted(
+        shape,
         f"DELETE FROM {shape.sql_name} AS t USING {stage} AS s "
-        f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')}"
+        f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')}",
+        high - low + 1,
     )
 
 
@@ -265,6 +274,21 @@ def remove(shape: TableShape, condition: str, *, other: str | None = None) -> st
     return (
         f"UPDATE {shape.sql_name} AS t SET {quote(column.name)} = {now}{f' FROM {other}' if other else ''} "
         f"WHERE {condition} AND {live}"
+    )
+
+
+def _counted(shape: TableShape, sql: str, expected: int) -> str:
+    """The statement, whose command tag tells when a staged row was found more than once.
+
+    Where no unique index keeps the target's keys apart, one row that is there twice and one that is missing would come
+    to the right number of rows: then each staged row counts once, and if any was found twice, there are too many.
+    """
+    if shape.key_is_unique or shape.overlap:
+        return sql
+    return (
+        f"WITH changed AS ({sql} RETURNING s.ordinal) SELECT 1 FROM changed GROUP BY ordinal "
+        f"UNION ALL SELECT 1 FROM generate_series(1, {expected + 1}) "
+        "WHERE EXISTS (SELECT FROM changed GROUP BY ordinal HAVING count(*) > 1)"
     )
 
 

@@ -225,7 +225,8 @@ def plan_table(
         key_is_arbiter=any(k.is_immediate and set(k.columns) == key_names for k in found.unique_keys),
         shares_keys=is_shared or relation.replica_identity is ReplicaIdentity.FULL,
         loose=frozenset(place for place in key or () if planner.is_loose(found, columns[place])),
-        copies_directly=direct,
+        # COPY without a list of columns would mean all of them.
+        copies_directly=direct and bool(columns),
         holds_more=holds_more,
         keeps_rows=holds_more and not replaces_rows,
         replaces_rows=replaces_rows,
@@ -305,7 +306,7 @@ class _Planner:
             for index, name in zip(projection.indices, projection.target_columns, strict=True)
             if name not in ignored
         ]
-        if not travelling:
+        if not travelling and self.relation.columns:
             raise self.stop("the source's table and this one have no column in common.")
         return Projection(tuple(index for index, _ in travelling), tuple(name for _, name in travelling)).in_order_of(
             [column.name for column in table.columns]

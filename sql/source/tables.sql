@@ -1,7 +1,8 @@
 -- name: tables
 -- Every table of users, or those named (schema.table), with its columns in the order and choice of pgoutput: neither
--- dropped nor generated ones. The identity index is the one that PostgreSQL itself would use: live, valid, unique,
--- immediate and not partial. Temporary tables are nobody else's.
+-- dropped nor generated ones; those come beside, each with its place among all and its expression. The identity index is
+-- the one that PostgreSQL itself would use: live, valid, unique, immediate and not partial; and without generated columns,
+-- which are not sent. Temporary tables are nobody else's.
 WITH chosen AS (
     SELECT c.*, n.nspname
       FROM pg_catalog.pg_class c
@@ -17,6 +18,9 @@ WITH chosen AS (
       JOIN pg_catalog.pg_class ic ON ic.oid = i.indexrelid
      WHERE i.indrelid IN (SELECT oid FROM chosen)
        AND i.indislive AND i.indisvalid AND i.indisunique AND i.indimmediate AND i.indpred IS NULL
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                        WHERE a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+                          AND a.attgenerated <> '')
 ), candidates AS (
     SELECT k.indrelid, array_agg(k.name ORDER BY k.name) AS names
       FROM keys k
@@ -39,10 +43,14 @@ SELECT c.oid::bigint, c.nspname::text, c.relname::text, c.relreplident::text,
                    c.relreplident = 'f' OR coalesce(a.attnum = ANY (identity.attnums), false)) ORDER BY a.attnum), '[]')
           FROM pg_catalog.pg_attribute a
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated = '' AND NOT a.attisdropped) AS columns,
-       ARRAY(SELECT a.attname::text
-               FROM pg_catalog.pg_attribute a
-              WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated <> '' AND NOT a.attisdropped
-              ORDER BY a.attnum) AS generated,
+       (SELECT coalesce(json_agg(json_build_array(
+                   a.attname, a.atttypid::bigint, a.atttypmod, a.attnotnull, a.attgenerated, a.place,
+                   pg_get_expr(d.adbin, d.adrelid)) ORDER BY a.attnum), '[]')
+          FROM (SELECT b.*, row_number() OVER (ORDER BY b.attnum) - 1 AS place
+                  FROM pg_catalog.pg_attribute b
+                 WHERE b.attrelid = c.oid AND b.attnum > 0 AND NOT b.attisdropped) AS a
+          LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+         WHERE a.attgenerated <> '') AS generated,
        coalesce(pk.columns, '{}') AS primary_key,
        pk.name AS primary_key_name,
        identity.name AS identity_index,

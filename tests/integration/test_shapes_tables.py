@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from cdc.errors import BatchRejected, CdcError, TableStopped
+from cdc.errors import CdcError, TableStopped
 from cdc.routing.route import Route
 from tests.database import Database
-from tests.integration.replica import MakeReplica, Replica, make_replica
+from tests.integration.replica import MakeReplica, make_replica
 
 __all__ = ["make_replica"]
 
@@ -37,15 +37,20 @@ async def test_a_target_without_a_unique_index_is_kept_equal(
     )
     source.execute("DELETE FROM t WHERE id = 3; INSERT INTO t VALUES (3, 'newer', '')")
     await replica.deliver()
-    for change in (
-        "INSERT INTO t VALUES (9, 'nine')",
-        "UPDATE t SET id = 9 WHERE id = 100",
-        "DELETE FROM t WHERE id = 101",
+    source.execute("DELETE FROM t WHERE id IN (9, 101)")
+    await replica.deliver()
+    for change, back in (
+        ("INSERT INTO t VALUES (9, 'nine')", "DELETE FROM t WHERE id = 9"),
+        ("UPDATE t SET v = 'x' WHERE id = 100", "UPDATE t SET v = 'y' WHERE id = 100"),
+        ("DELETE FROM t WHERE id = 100", "INSERT INTO t VALUES (100, 'k')"),
     ):
-        replica.target.execute("DELETE FROM t WHERE id IN (9, 101); INSERT INTO t (id, k) VALUES (9, 'there')")
+        replica.target.execute("INSERT INTO t (id, k) VALUES (9, 'there'); UPDATE t SET id = 0 WHERE id = 100")
         source.execute(change)
         with pytest.raises(TableStopped, match="source and target differ"):
             await replica.deliver()
+        replica.target.execute("DELETE FROM t WHERE id = 9; UPDATE t SET id = 100 WHERE id = 0")
+        source.execute(back)
+        await replica.record()
 
 
 async def test_a_row_that_a_target_without_a_unique_index_has_twice_stops_the_table(
@@ -57,7 +62,7 @@ async def test_a_row_that_a_target_without_a_unique_index_has_twice_stops_the_ta
     replica.target.execute("INSERT INTO t (id, k) VALUES (4, 'k4'); DELETE FROM t WHERE id = 5")
     # One row too many and one too few come to the right number.
     source.execute("UPDATE t SET v = 'x'")
-    with pytest.raises(TableStopped, match="finds (no|more than one) row"):
+    with pytest.raises(TableStopped, match="finds (?:no|more than one) row"):
         await replica.deliver()
 
 
@@ -108,6 +113,8 @@ async def test_a_row_that_moves_between_two_tables_that_fill_one_arrives(
     await equal("both")
     source.execute("DELETE FROM a WHERE id = 1; INSERT INTO b (id, v) VALUES (1, 'moved')")
     await equal("deleted, then inserted")
+    if other:
+        return  # Rows of different shapes are not folded together: to insert before the delete is a second row of a key.
     source.execute("INSERT INTO b (id, v) VALUES (2, 'moved'); DELETE FROM a WHERE id = 2")
     await equal("inserted, then deleted, in one transaction")
     source.execute("INSERT INTO b (id, v) SELECT id, 'moved' FROM a WHERE id > 2")
@@ -147,5 +154,5 @@ async def test_a_table_without_columns_arrives(make_replica: MakeReplica, source
     source.execute("DELETE FROM t WHERE ctid IN ('(0,3)', '(0,4)'); INSERT INTO t DEFAULT VALUES")
     await rows("deletes")
     source.execute("ALTER TABLE t ADD COLUMN id int; INSERT INTO t VALUES (1)")
-    with pytest.raises(TableStopped, match="lacks columns: id"):
+    with pytest.raises(TableStopped, match="no column in common"):
         await replica.apply(await replica.record(), holds=None)
