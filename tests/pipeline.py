@@ -23,7 +23,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -50,14 +49,14 @@ from cdc.routing.router import build_routes
 from cdc.service import loading, provision, state
 from cdc.source import connection as source_connection
 from cdc.source.catalog import read_tables
+from tests import warm
 from tests.database import Database, unique_name
+from tests.warm import Process
 
 DEADLINE_S = 60.0
 """How long a condition is waited for. On an idle machine all of them come true within two seconds."""
 
 POLL_S = 0.02
-
-ROOT = Path(__file__).resolve().parents[1]
 
 _SAMPLE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -97,7 +96,7 @@ def owned(database: Database, tables: Mapping[str, Any], *, dsn: str | None = No
 class Worker:
     """One process ``python -m cdc run``. ``log`` is its standard error, one JSON object a line."""
 
-    process: asyncio.subprocess.Process
+    process: Process
     log: Path
     _told: list[str] = field(default_factory=list)
 
@@ -268,20 +267,20 @@ class Pipeline:
 
     async def cdc(self, *words: str) -> tuple[int, str]:
         """Run a command as a process of its own: its exit status, and what it printed (errors too)."""
-        process = await asyncio.create_subprocess_exec(
-            *self._command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT, env=_environment()
-        )
-        output, _ = await process.communicate()
-        assert process.returncode is not None
-        return process.returncode, output.decode()
+        with tempfile.TemporaryFile(dir=self.directory) as output:
+            process = await warm.start(self._words(*words), output=output, environment=_environment())
+            status = await process.wait()
+            output.seek(0)
+            return status, output.read().decode()
 
-    async def start(self, *, ready: bool = True) -> Worker:
-        """Start a worker; unless ``ready`` is false, wait until it has taken every target and streams."""
+    async def start(self, *, ready: bool = True, fresh: bool = False) -> Worker:
+        """Start a worker; unless ``ready`` is false, wait until it has taken every target and streams.
+
+        With ``fresh`` Python starts anew for it (`tests.warm`): for what its memory says.
+        """
         log = self.directory / f"worker-{len(self.workers) + 1}.log"
         with log.open("wb") as file:
-            process = await asyncio.create_subprocess_exec(
-                *self._command("run"), stdout=file, stderr=file, cwd=ROOT, env=_environment()
-            )
+            process = await warm.start(self._words("run"), output=file, environment=_environment(), fresh=fresh)
         worker = Worker(process, log)
         self.workers.append(worker)
         await self.until(lambda: bool(worker.events("worker started")), "the worker listens", worker=worker)
@@ -299,7 +298,10 @@ class Pipeline:
         await self.until(is_ready, "the worker is ready", worker=asked)
 
     def _command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "cdc", "--config", str(self.file), *words]
+        return [sys.executable, "-m", "cdc", *self._words(*words)]
+
+    def _words(self, *words: str) -> list[str]:
+        return ["--config", str(self.file), *words]
 
     # --- waiting
 

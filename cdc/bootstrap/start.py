@@ -74,7 +74,7 @@ class SourceState:
             wal_position=self.system.wal_position,
             slot=self.shared_slot,
             confirmed_lsn=found.confirmed_flush_lsn if found else None,
-            slot_is_lost=found is not None and found.is_lost,
+            slot_loss=None if found is None else found.loss,
             incarnation=self.incarnation,
         )
 

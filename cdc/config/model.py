@@ -53,7 +53,8 @@ class SourceConfig(BaseModel):
     """What ``pg_stat_replication`` calls the worker; the slot's name unless given."""
 
     failover: bool = False
-    """Whether the slot is created with ``failover``, so that a standby of PostgreSQL 17 or later keeps it."""
+    """Whether standbys of PostgreSQL 17 or later keep the slots: they are created with ``failover``, and given it where
+    they lack it."""
 
     @model_validator(mode="after")
     def _publications_agree(self) -> Self:

@@ -136,7 +136,10 @@ class TargetStatus:
 
 @dataclass(frozen=True, slots=True)
 class SlotStatus:
-    """One slot: ``headroom_bytes`` is the WAL that can still be written before it is lost, `None` without a limit."""
+    """One slot: ``headroom_bytes`` is the WAL that can still be written before it is lost, `None` without a limit.
+
+    ``loss`` says why nobody can stream from it any more, `None` while somebody can.
+    """
 
     name: str
     active: bool
@@ -145,6 +148,7 @@ class SlotStatus:
     headroom_bytes: int | None
     restart_lsn: Lsn | None
     confirmed_flush_lsn: Lsn | None
+    loss: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

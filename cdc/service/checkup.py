@@ -199,7 +199,7 @@ async def _history(config: Config, source: _Source) -> SourceHistory:
         wal_position=system.wal_position,
         slot=config.source.slot,
         confirmed_lsn=slot.confirmed_flush_lsn if slot else None,
-        slot_is_lost=slot is not None and slot.is_lost,
+        slot_loss=None if slot is None else slot.loss,
         incarnation=beat.incarnation if beat else None,
     )
 

@@ -43,7 +43,7 @@ async def read_history(
         wal_position=wal_position,
         slot=config.source.slot,
         confirmed_lsn=slot.confirmed_flush_lsn if slot else None,
-        slot_is_lost=slot is not None and slot.is_lost,
+        slot_loss=None if slot is None else slot.loss,
         incarnation=beat.incarnation if beat else None,
         lane_slot=name,
     )

@@ -298,6 +298,8 @@ class Lane:
 
     async def _serve(self, stream: ReplicationConnection, catalog: Connection) -> None:
         system, switches = await read_system(stream)
+        if self._source.failover and await stream.give_failover(self._slot):
+            _log.info("standbys keep the slot from now on", slot=self._slot)
         try:
             await stream.start(self._slot, self._source.publication_names, binary=self._binary)
         except ResyncNeeded:

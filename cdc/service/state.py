@@ -244,6 +244,7 @@ def _slot_status(slot: Slot) -> SlotStatus:
         headroom_bytes=slot.safe_wal_size,
         restart_lsn=slot.restart_lsn,
         confirmed_flush_lsn=slot.confirmed_flush_lsn,
+        loss=slot.loss,
     )
 
 
@@ -325,8 +326,8 @@ def _lost(source: SourceStatus, name: str, remedy: str) -> str | None:
     slot = next((slot for slot in source.slots if slot.name == name), None)
     if slot is None:
         return f"the source has no slot {name} any more: {remedy}"
-    if slot.wal_status == "lost":
-        return f"the slot {name} has lost WAL that is still needed: {remedy}"
+    if slot.loss is not None:
+        return f"the slot {name} is lost, {slot.loss}: {remedy}"
     return None
 
 

@@ -19,7 +19,7 @@ from cdc.source import heartbeat
 from cdc.source.catalog import read_tables
 from cdc.source.connection import Connection, connect, place, source_errors
 from cdc.source.replication import ReplicationConnection
-from cdc.source.slot import Slot, read_slot, refusal
+from cdc.source.slot import FIRST_WITH_FAILOVER, Slot, failover_refusal, read_slot, refusal
 from cdc.source.table_findings import published_findings, table_findings
 
 OLDEST_VERSION = 140000
@@ -69,6 +69,7 @@ async def check(source: SourceConfig, *, pipeline: str, routed: Collection[str])
                 *_capacity_findings(server, slot),
                 *_protection_findings(server),
                 *_slot_findings(slot, source.slot, server.database),
+                *(_failover_findings(server, slot, place(dsn)) if source.failover else ()),
                 *await _heartbeat_findings(connection, server, pipeline, slot),
                 *await published_findings(connection, source, routed, is_started=slot is not None),
             ]
@@ -170,6 +171,20 @@ def _protection_findings(server: _Server) -> list[Finding]:
     message = "an UPDATE or DELETE between dropping and re-creating a primary key fails while the table is published"
     findings.append(_finding(Severity.INFO, "primary keys", f"{message}: do both in one transaction"))
     return findings
+
+
+def _failover_findings(server: _Server, slot: Slot | None, where: str) -> list[Finding]:
+    """What ``failover = true`` comes to on this source."""
+    if server.version < FIRST_WITH_FAILOVER:
+        return [_finding(Severity.ERROR, "failover", str(failover_refusal(where)))]
+    if slot is not None and not slot.failover and not slot.is_lost:
+        message = f"the slot {slot.name} lacks it, and no standby keeps it: the worker sets it when it is started"
+        return [_finding(Severity.WARNING, "failover", message)]
+    message = (
+        "a standby with sync_replication_slots keeps the slot; name the standby's own slot in "
+        "synchronized_standby_slots here, or targets may hold transactions that it lacks when it takes over"
+    )
+    return [_finding(Severity.INFO, "failover", message)]
 
 
 def _slot_findings(slot: Slot | None, name: str, database: str) -> list[Finding]:

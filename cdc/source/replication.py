@@ -34,7 +34,7 @@ from cdc.lsn import INVALID_LSN, Lsn
 from cdc.pgoutput.framing import EPOCH_UNIX_US, standby_status_update
 from cdc.source import waiting
 from cdc.source.connection import Connection, connect_walsender, explain, place, server_error, source_errors
-from cdc.source.slot import PLUGIN, read_slot, refusal
+from cdc.source.slot import FIRST_WITH_FAILOVER, PLUGIN, failover_refusal, read_slot, refusal
 from cdc.source.stream_errors import BinaryRefused, StreamPoisoned, error_of, explain_end, missing_publication
 
 __all__ = [
@@ -158,12 +158,27 @@ class ReplicationConnection:
 
     def _create_command(self, name: str, *, temporary: bool, failover: bool, snapshot: str) -> str:
         head = f"CREATE_REPLICATION_SLOT {quote(name)} {'TEMPORARY ' if temporary else ''}LOGICAL {PLUGIN}"
-        if failover and self.server_version < 170000:
-            raise SetupError(f"failover slots need PostgreSQL 17; {self._where} is older: set failover = false")
+        if failover and self.server_version < FIRST_WITH_FAILOVER:
+            raise failover_refusal(self._where)
         if self.server_version < 150000:
             return f"{head} {'EXPORT_SNAPSHOT' if snapshot == 'export' else 'NOEXPORT_SNAPSHOT'}"
         options = [f"SNAPSHOT '{snapshot}'"] + (["FAILOVER true"] if failover else [])
         return f"{head} ({', '.join(options)})"
+
+    async def give_failover(self, slot: str) -> bool:
+        """Let standbys keep a slot that was created without ``failover``, or copied: a copy never has it.
+
+        False, with nothing done, where the slot has it, is missing, is lost, or is in use (`start` then says so; the
+        server would wait for the other session to end). Raises `SetupError` before PostgreSQL 17.
+        """
+        if self.server_version < FIRST_WITH_FAILOVER:
+            raise failover_refusal(self._where)
+        found = await read_slot(self._connection, slot)
+        if found is None or found.failover or found.is_lost or found.active:
+            return False
+        with source_errors(f"give the slot {slot} failover"):
+            await self._connection.execute(f"ALTER_REPLICATION_SLOT {quote(slot)} (FAILOVER true)".encode())
+        return True
 
     async def _explain_creation(self, server: ServerError | None, name: str) -> CdcError:
         state = server.sqlstate if server else None

@@ -29,7 +29,7 @@ class Slot:
 
     ``retained_bytes`` is the WAL that the slot keeps from being removed; ``safe_wal_size`` the bytes that may still be
     written before it can be lost (`None`: no limit is set). ``failover`` exists from PostgreSQL 17,
-    ``invalidation_reason`` too.
+    ``invalidation_reason`` too, with ``idle_timeout`` from 18.
     """
 
     name: str
@@ -51,6 +51,31 @@ class Slot:
     def is_lost(self) -> bool:
         """Whether the source has removed WAL that the slot needs, or has invalidated it for another reason."""
         return self.wal_status == "lost" or self.invalidation_reason is not None or self.restart_lsn is None
+
+    @property
+    def loss(self) -> str | None:
+        """Why nobody can stream from it any more, as a clause; `None` while somebody can."""
+        if not self.is_lost:
+            return None
+        reason = self.invalidation_reason or "wal_removed"
+        return _LOSSES.get(reason, reason)
+
+
+_LOSSES = {
+    "wal_removed": "WAL that it needs was removed (max_slot_wal_keep_size)",
+    "rows_removed": "rows of the catalog that it needs were removed",
+    "wal_level_insufficient": "wal_level was not logical",
+    "idle_timeout": "nobody read it for longer than idle_replication_slot_timeout allows",
+}
+"""What ``invalidation_reason`` says. Before PostgreSQL 17 there is only the first reason, and it is not said."""
+
+FIRST_WITH_FAILOVER = 170_000
+"""The first version of PostgreSQL whose standbys can keep a logical slot."""
+
+
+def failover_refusal(where: str) -> SetupError:
+    """Why ``failover`` cannot be had of this source, which is older than that."""
+    return SetupError(f"failover slots need PostgreSQL 17; {where} is older: set failover = false")
 
 
 def lane_slot(shared: str, target: str) -> str:
@@ -109,9 +134,8 @@ def refusal(slot: Slot | None, name: str, database: str) -> TerminalError | None
             f"configure another slot name or the right database"
         )
     if slot.is_lost:
-        reason = slot.invalidation_reason or "WAL that it needs was removed (max_slot_wal_keep_size)"
         return ResyncNeeded(
-            f"the slot {name} is lost: {reason}; drop it and bootstrap the targets again ({LOAD_ALL_AGAIN})",
+            f"the slot {name} is lost: {slot.loss}; drop it and bootstrap the targets again ({LOAD_ALL_AGAIN})",
             sql=f"SELECT pg_drop_replication_slot('{name}');",
         )
     return None

@@ -33,9 +33,9 @@ class SourceHistory:
 
     ``switch_points`` are the lines of TIMELINE_HISTORY for the present ``timeline``: each former timeline and the LSN
     at which it ended. ``wal_position`` is the end of the source's WAL. ``confirmed_lsn`` is the slot's
-    confirmed_flush_lsn, `None` when there is no slot of that name; ``slot_is_lost`` when its WAL is gone (wal_status
-    lost, or invalidated). ``incarnation`` is `None` when the source has no heartbeat row for this pipeline.
-    ``lane_slot`` is the slot that these are of, where that is not the shared ``slot``.
+    confirmed_flush_lsn, `None` when there is no slot of that name; ``slot_loss`` says why nobody can stream from
+    it any more, `None` while somebody can. ``incarnation`` is `None` when the source has no heartbeat row for this
+    pipeline. ``lane_slot`` is the slot that these are of, where that is not the shared ``slot``.
     """
 
     system_identifier: str
@@ -44,7 +44,7 @@ class SourceHistory:
     wal_position: Lsn
     slot: str
     confirmed_lsn: Lsn | None
-    slot_is_lost: bool
+    slot_loss: str | None
     incarnation: UUID | None
     lane_slot: str | None = None
 
@@ -70,7 +70,7 @@ def check_history(
     if reason is None:
         return None
     # Without the slot, or at another source, the other targets are lost as well.
-    is_alone = source.confirmed_lsn is not None and not source.slot_is_lost and source.incarnation is not None
+    is_alone = source.confirmed_lsn is not None and source.slot_loss is None and source.incarnation is not None
     remedy = load_target_again(target or "…") if is_alone else LOAD_ALL_AGAIN
     return ResyncNeeded(f"{where} needs a resync: {reason}. Load it again: {remedy}.")
 
@@ -122,8 +122,8 @@ def _other_slot(stored: History, position: Lsn, source: SourceHistory) -> str | 
     slot = source.lane_slot or source.slot
     if source.confirmed_lsn is None:
         return f"slot {slot!r} does not exist at the source any more, and with it the WAL since {position}"
-    if source.slot_is_lost:
-        return f"slot {slot!r} has lost its WAL (max_slot_wal_keep_size), and with it what the target lacks"
+    if source.slot_loss is not None:
+        return f"slot {slot!r} is lost, and with it what the target lacks: {source.slot_loss}"
     if source.confirmed_lsn > position:
         return (
             f"slot {slot!r} starts at {source.confirmed_lsn}, ahead of the target's position {position}: what "

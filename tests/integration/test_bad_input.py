@@ -227,7 +227,7 @@ async def test_a_slot_that_lost_its_wal_needs_a_resync(
         assert "drop it" in sentence
         status = await pipeline.target_status("internal")
         assert status.state == "needs resync"
-        assert "has lost its WAL (max_slot_wal_keep_size)" in (status.last_error or "")
+        assert "WAL that it needs was removed (max_slot_wal_keep_size)" in (status.last_error or "")
 
 
 async def test_a_slot_ahead_of_a_target_stops_that_target_alone(source: Database, make_target: MakeDatabase) -> None:

@@ -457,7 +457,7 @@ async def test_invariant_10_a_transaction_larger_than_all_limits_passes_in_bound
 ) -> None:
     source.execute(TABLES)
     async with _with_little_memory(source, make_target) as pipeline:
-        worker = await pipeline.start()
+        worker = await pipeline.start(fresh=True)
         before = worker.rss_bytes()
         source.execute(LARGE.format(1, 100_000))
         await pipeline.caught_up()
@@ -471,7 +471,7 @@ async def test_invariant_10_a_target_that_stalls_takes_bounded_memory(
 ) -> None:
     source.execute(TABLES)
     async with _with_little_memory(source, make_target) as pipeline:
-        worker = await pipeline.start()
+        worker = await pipeline.start(fresh=True)
         before = worker.rss_bytes()
         with fence_held(pipeline.targets["external"]):
             for start in range(0, 100_000, 500):

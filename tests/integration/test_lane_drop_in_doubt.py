@@ -12,7 +12,8 @@ import pytest
 from tests.conftest import MakeDatabase
 from tests.database import Database
 from tests.integration.test_lanes import TABLES, add, load_alone, own_slot, slots, write
-from tests.pipeline import ROOT, Pipeline, follow
+from tests.pipeline import Pipeline, follow
+from tests.warm import ROOT
 
 _RUN = """
 import sys

@@ -27,7 +27,8 @@ from cdc.target.history import History
 from cdc.target.session import connect
 from tests.conftest import MakeDatabase
 from tests.database import Database
-from tests.pipeline import ROOT, Pipeline, follow
+from tests.pipeline import Pipeline, follow
+from tests.warm import ROOT
 
 TABLES = """
 CREATE TABLE answers (id int PRIMARY KEY, value text);

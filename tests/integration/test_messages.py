@@ -14,7 +14,7 @@ async def test_invariant_10_a_transaction_of_many_messages_passes_in_bounded_mem
     limits = {"max_batch_bytes": "1MB", "max_queue_bytes": "2MB"}
     async with Pipeline(source, {"internal": follow(make_target())}, worker=limits) as pipeline:
         await pipeline.load()
-        worker = await pipeline.start()
+        worker = await pipeline.start(fresh=True)
         before = worker.rss_bytes()
         source.execute(
             "INSERT INTO items VALUES (1); "

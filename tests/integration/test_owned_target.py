@@ -68,7 +68,7 @@ async def owned(
         session,
         "cdc",
         TargetRoutes(TargetConfig.model_validate({"dsn": "postgresql://x/y", "include": ["public.*"]})),
-        now if now is not None else SourceHistory("7", 1, (), END, "cdc", HELD, False, INCARNATION),
+        now if now is not None else SourceHistory("7", 1, (), END, "cdc", HELD, None, INCARNATION),
         loads=loads,
         stops=stops if stops is not None else Stops(),
         metrics=Metrics("cdc").target("internal"),
@@ -134,7 +134,7 @@ async def test_a_message_that_only_looks_like_a_heartbeat_stops_nothing(session:
 async def test_a_table_that_was_loaded_ahead_is_given_up_where_its_timeline_ended_before_that(
     session: Session, target: Database, fork: int, states: list[str]
 ) -> None:
-    now = SourceHistory("7", 2, ((1, Lsn(fork)),), END, "cdc", HELD, False, INCARNATION)
+    now = SourceHistory("7", 2, ((1, Lsn(fork)),), END, "cdc", HELD, None, INCARNATION)
     await owned(session, held=Lsn(POSITION + 0x100), now=now)
     assert [state for (state,) in target.fetch("SELECT state FROM cdc.target_table")] == states
     assert target.fetch("SELECT timeline, state FROM cdc.target") == [(2, "streaming")]
@@ -170,7 +170,7 @@ async def test_a_target_that_was_never_loaded_is_not_taken_from_whoever_may_be_a
     session: Session, target: Database
 ) -> None:
     fence = (await position.take(session, "cdc")).fence
-    history = SourceHistory("7", 1, (), END, "cdc", HELD, False, INCARNATION)
+    history = SourceHistory("7", 1, (), END, "cdc", HELD, None, INCARNATION)
     routes = TargetRoutes(TargetConfig.model_validate({"dsn": "postgresql://x/y", "include": ["public.*"]}))
     worker = await connect(target.dsn, application_name="cdc test", target="internal")
     with pytest.raises(ResyncNeeded, match="has never been loaded"):

@@ -19,8 +19,9 @@ from cdc.service import loading
 from cdc.service import resync as asking
 from tests.conftest import MakeDatabase
 from tests.database import Database
-from tests.pipeline import ROOT, Pipeline, follow
+from tests.pipeline import Pipeline, follow
 from tests.resync import Following, Replicated
+from tests.warm import ROOT
 
 TABLES = """
 CREATE TABLE lines (number int, text text);

@@ -12,7 +12,8 @@ import pytest
 
 from tests.conftest import MakeDatabase
 from tests.database import Database
-from tests.pipeline import ROOT, Pipeline, follow
+from tests.pipeline import Pipeline, follow
+from tests.warm import ROOT
 
 TABLES = """
 CREATE TABLE users (id int PRIMARY KEY, name text);

@@ -20,6 +20,7 @@ from cdc.source.slot import drop_slot, read_slot, read_slots
 from cdc.source.snapshot import wait_until_free
 from tests.conftest import MakeServer
 from tests.database import Database
+from tests.servers import needs
 
 
 @pytest.fixture
@@ -154,9 +155,28 @@ async def test_a_lost_slot_needs_a_resync(own_server: MakeServer) -> None:
         found = await read_slot(session, "cdc")
         assert found is not None
         assert found.is_lost
-        with pytest.raises(ResyncNeeded, match="slot cdc is lost") as caught:
+        if session.info.server_version >= 170000:
+            assert found.invalidation_reason == "wal_removed"
+        says = r"slot cdc is lost: WAL that it needs was removed \(max_slot_wal_keep_size\); drop it and bootstrap"
+        with pytest.raises(ResyncNeeded, match=says) as caught:
             await started(server.dsn(), "cdc", ["p"])
     assert caught.value.sql == "SELECT pg_drop_replication_slot('cdc');"
+
+
+async def test_a_slot_that_nobody_reads_for_too_long_is_lost_and_says_so(
+    source: Database, own_server: MakeServer
+) -> None:
+    needs(source, 18, "idle_replication_slot_timeout")
+    server = own_server(idle_replication_slot_timeout="1s")
+    async with await connect(server.dsn(), application_name="cdc") as session:
+        await session.execute("SELECT pg_create_logical_replication_slot('cdc', 'pgoutput')")
+        async with asyncio.timeout(20):
+            while not ((found := await read_slot(session, "cdc")) and found.is_lost):
+                await session.execute("CHECKPOINT")
+        assert found.invalidation_reason == "idle_timeout"
+        says = "slot cdc is lost: nobody read it for longer than idle_replication_slot_timeout allows; drop it"
+        with pytest.raises(ResyncNeeded, match=says):
+            await started(server.dsn(), "cdc", ["p"])
 
 
 async def test_receive_hands_over_bounded_pieces_and_lets_other_tasks_run(

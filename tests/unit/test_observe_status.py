@@ -70,6 +70,7 @@ def test_the_json_holds_everything_in_postgresqls_notation() -> None:
         "headroom_bytes": 8589934592,
         "restart_lsn": "0/1000",
         "confirmed_flush_lsn": "0/2000",
+        "loss": None,
     }
     internal, external, datamart = told["targets"]
     assert internal["position"] == "0/2000"

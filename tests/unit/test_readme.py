@@ -165,7 +165,9 @@ def test_every_variable_of_ours_that_is_named_exists() -> None:
             elif rest:
                 assert rest[0].lower() in keys(models[first]), f"{relative(path)}: CDC_{variable}"
             else:
-                assert variable in ("CONFIG", "TEST_PG_BIN"), f"{relative(path)}: CDC_{variable}"
+                assert re.fullmatch(r"CONFIG|TEST_(TARGET_)?PG_BIN(_\d\d)?", variable), (
+                    f"{relative(path)}: CDC_{variable}"
+                )
 
 
 def test_the_readmes_configuration_is_valid_and_that_of_the_example_file(tmp_path: Path) -> None:

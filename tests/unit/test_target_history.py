@@ -20,7 +20,7 @@ SOURCE = SourceHistory(
     wal_position=Lsn(2000),
     slot="cdc",
     confirmed_lsn=Lsn(900),
-    slot_is_lost=False,
+    slot_loss=None,
     incarnation=UUID(int=1),
 )
 
@@ -49,7 +49,7 @@ def test_a_target_that_was_never_loaded_is_told_to_bootstrap() -> None:
         (replace(SOURCE, incarnation=None), "no longer has the heartbeat row"),
         (replace(SOURCE, slot="other"), "follows slot 'cdc'"),
         (replace(SOURCE, confirmed_lsn=None), "does not exist"),
-        (replace(SOURCE, slot_is_lost=True), "has lost its WAL"),
+        (replace(SOURCE, slot_loss="WAL was removed"), "is lost, and with it what the target lacks: WAL was"),
         (replace(SOURCE, confirmed_lsn=Lsn(1001)), "ahead of the target's position 0/3E8"),
     ],
 )
