@@ -5,9 +5,12 @@ Every target of these tests has types of its own before it gets any of the sourc
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from cdc.errors import TableStopped
+from cdc.errors import SetupError, TableStopped
+from tests.arrivals import arrivals
 from tests.conftest import MakeDatabase
 from tests.database import Database
 from tests.integration.replica import MakeReplica, make_replica
@@ -72,3 +75,98 @@ async def test_values_of_users_types_arrive_on_a_target_with_other_oids(
     source.execute("UPDATE u SET id = 0; DELETE FROM u WHERE moods = '{}'; UPDATE u SET mood = 'sad'")
     await replica.deliver()
     assert len(replica.target.fetch("SELECT FROM u WHERE mood = 'sad'")) == 3
+
+
+EXTENSIONS = "CREATE SCHEMA ext;" + "".join(
+    f"CREATE EXTENSION {name} SCHEMA ext;" for name in ("citext", "hstore", "ltree", "cube")
+)
+
+EXTENDED = """
+CREATE DOMAIN mail AS ext.citext;
+CREATE TYPE extended AS (name ext.citext, tags ext.hstore[], path ext.ltree);
+CREATE TYPE name_range AS RANGE (subtype = ext.citext);
+CREATE TABLE e (id ext.citext PRIMARY KEY, mails mail[], tags ext.hstore, more ext.hstore[], path ext.ltree,
+                paths ext.ltree[], ask ext.lquery, place ext.cube, places ext.cube[], all_of extended, span name_range);
+INSERT INTO e VALUES ('A', '{"a@b",NULL}', 'a=>1, b=>NULL', '{"\\"x y\\"=>\\"\\"",""}', 'Top.Science', '{a.b,NULL,""}',
+                      '*.foo{2}', '(1,2),(3,4)', '{"(1)","(0.1,NaN)"}', ROW('N', '{x=>1}', 'a.b'), '[a,B]');
+"""
+
+
+async def test_a_following_target_gets_the_types_it_lacks_and_every_way_brings_their_values(
+    source: Database, make_target: MakeDatabase, postgres_binaries: Path, tmp_path: Path
+) -> None:
+    async with arrivals(source, make_target, postgres_binaries, tmp_path, target_ddl=OTHER_OIDS + EXTENSIONS) as ways:
+        source.execute(EXTENSIONS + TYPES + TABLE + ROWS)
+        source.execute(EXTENDED + "INSERT INTO u SELECT * FROM t")
+        tables = ("public.t", "public.u", "public.e")
+        await ways.create(*tables)
+        await ways.copy_live(*tables)
+        await ways.restore(*tables)
+        assert ways.refused == {"public.u": "it has no key"}
+        await ways.deliver()
+        ways.assert_equal(*tables)
+
+        source.execute("UPDATE t SET mood = 'glad'; UPDATE e SET id = 'a', tags = ext.hstore('k', 'v'); DELETE FROM u")
+        await ways.deliver()
+        source.execute("DELETE FROM e WHERE id::text = 'a'; INSERT INTO e (id) VALUES ('B'); UPDATE e SET id = 'b'")
+        await ways.deliver()
+        stream = ways.targets["stream"]
+        assert stream.fetch("SELECT id::text, tags FROM e") == [("b", None)]
+        assert stream.fetch("SELECT DISTINCT mood::text FROM t") == [("glad",)]
+        assert stream.fetch("SELECT FROM u") == []
+
+
+async def test_a_type_that_exists_and_is_another_is_refused_with_what_mends_it(
+    source: Database, make_target: MakeDatabase, postgres_binaries: Path, tmp_path: Path
+) -> None:
+    source.execute(
+        "CREATE TYPE mood AS ENUM ('a', 'b'); CREATE TYPE pair AS (x int, mood mood); CREATE TABLE k (a int);"
+        "CREATE TABLE t (id int PRIMARY KEY, pairs pair[]); CREATE TABLE r (id int PRIMARY KEY, k k)"
+    )
+    async with arrivals(source, make_target, postgres_binaries, tmp_path, target_ddl=OTHER_OIDS) as ways:
+        for database in ways.targets.values():
+            database.execute("CREATE TYPE mood AS ENUM ('b'); CREATE TYPE pair AS (mood mood)")
+        for message in (
+            "enum public.mood exists there but lacks 1 of the source's labels",
+            "type public.pair exists there and is another than at the source: the composite type public.pair lacks the "
+            "attribute x that public.pair has at the source",
+        ):
+            with pytest.raises(SetupError, match=message) as refused:
+                await ways.create("public.t")
+            assert refused.value.sql is not None
+            for database in ways.targets.values():
+                database.execute(refused.value.sql)
+        await ways.create("public.t")
+        source.execute("INSERT INTO t VALUES (1, ARRAY[(7, 'a')::pair, NULL])")
+        with pytest.raises(TableStopped, match="has its attributes in another order than at the source"):
+            await ways.copy_live("public.t")
+        await ways.restore("public.t")
+        assert "public.t" in ways.refused
+        await ways.deliver()
+        assert ways.targets["stream"].fetchval("SELECT (pairs[1]).x FROM t") == 7
+
+        with pytest.raises(SetupError, match="at the source it is the row type of a table"):
+            await ways.create("public.r")
+        await ways.create("public.k", "public.r")
+        source.execute("INSERT INTO r VALUES (1, ROW(5))")
+        await ways.deliver()
+        assert ways.targets["stream"].fetchval("SELECT (k).a FROM r") == 5
+
+
+async def test_columns_keep_collations_of_their_own(
+    source: Database, make_target: MakeDatabase, postgres_binaries: Path, tmp_path: Path
+) -> None:
+    source.execute(
+        "CREATE SCHEMA s; CREATE COLLATION s.bytes (provider = libc, locale = 'C');"
+        'CREATE TABLE t (a text COLLATE "C" PRIMARY KEY, b text COLLATE s.bytes, c text, d int)'
+    )
+    async with arrivals(source, make_target, postgres_binaries, tmp_path) as ways:
+        await ways.create("public.t")
+        for database in ways.targets.values():
+            collations = database.fetch(
+                "SELECT attcollation::regcollation::text FROM pg_attribute WHERE attrelid = 't'::regclass"
+                " AND attnum > 0 ORDER BY attnum"
+            )
+            assert [one for (one,) in collations] == ['"C"', "s.bytes", '"default"', "-"]
+            made = "SELECT collprovider::text || collcollate FROM pg_collation WHERE collname = 'bytes'"
+            assert database.fetchval(made) == "cC"
