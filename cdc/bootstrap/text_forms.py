@@ -15,11 +15,15 @@ _STRINGS = frozenset(("text", "varchar"))
 
 _INTEGERS = frozenset(("int2", "int4", "int8"))
 
+_READ_FROM_STRINGS = _INTEGERS | {"numeric", "float4", "float8", "bool", "uuid", "inet", "cidr", "macaddr", "macaddr8"}
+
 _READ_ALIKE: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
     # What is out of range is refused either way.
     (_INTEGERS, _INTEGERS | {"numeric", "float4", "float8"}),
     (frozenset(("numeric",)), frozenset(("float4", "float8"))),
     (frozenset(("json", "jsonb")), frozenset(("json", "jsonb"))),
+    # They are assigned by being read.
+    (_STRINGS, _READ_FROM_STRINGS | {"json", "jsonb"}),
     (_STRINGS | _INTEGERS | {"numeric", "uuid", "json", "jsonb"}, _STRINGS),
 )
 """Built-in types: values of any of the first are read by any of the second."""
