@@ -3,15 +3,17 @@
 A column passes in PostgreSQL's binary format as it is wherever both sides read the same bytes. Where an owned target
 has another type, the source casts to it before it sends; the cast names the type without its length or precision, which
 the target's COPY applies as an assignment would: what is too long is refused, not cut. One column whose type has no
-binary form makes its table travel as text. What cannot be written at all is refused by the same plan that the stream's
-rows go by (`cdc.target.table_plan`). Only columns that the route names are in the statement: what a target must not get
-never leaves the source (invariant 7).
+binary form, or whose values hold oids that the target does not know, makes its table travel as text, which names types
+and objects. What cannot be written at all is refused by the same plan that the stream's rows go by
+(`cdc.target.table_plan`). Only columns that the route names are in the statement: what a target must not get never
+leaves the source (invariant 7).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from cdc.bootstrap.incremental_ranges import Part
@@ -85,9 +87,10 @@ def plan_copy(
     Columns of the target that are not routed keep their defaults; generated ones compute themselves. Raises
     `TableStopped` with a sentence and the SQL when its rows cannot be written there.
     """
-    shape = plan_table(
-        source.relation, route, table, target=target, follows=follows, triggers_disabled=triggers_disabled
-    ).shape
+    plan = partial(
+        plan_table, source.relation, route, table, target=target, follows=follows, triggers_disabled=triggers_disabled
+    )
+    shape = plan().shape
     assert table is not None  # the plan refuses a table that does not exist
     expressions: list[str] = []
     names: list[str] = []
@@ -101,6 +104,8 @@ def plan_copy(
         names.append(there.name)
         way = conversion(column.type, there.type, as_text=not column.type.has_binary)
         is_binary &= column.type.has_binary and there.type.has_binary and (way is None or way.translate is None)
+    if not is_binary:
+        plan(flipped=[index for index, column in enumerate(source.relation.columns) if column.type.has_binary])
     return TableCopy(
         route=route,
         expressions=tuple(expressions),
@@ -118,15 +123,8 @@ def _cast(source: DataType, target: DataType) -> str:
     way = conversion(source, target, as_text=not source.has_binary)
     if way is None or way.is_direct or not source.has_binary:
         return ""
-    plain, wanted = _plain(source), _plain(target)
+    plain, wanted = source.plain, target.plain
     if plain.kind == "e" or wanted.kind == "e":
         # An enum's binary form is its label, and so is a text's.
         return "::pg_catalog.text"
     return f"::{quote_qualified(wanted.schema, wanted.name)}"
-
-
-def _plain(data_type: DataType) -> DataType:
-    """The type under a domain, or the type itself: a domain has the binary form of its base."""
-    while data_type.kind == "d" and data_type.element is not None:
-        data_type = data_type.element
-    return data_type

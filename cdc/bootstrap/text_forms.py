@@ -15,30 +15,39 @@ _STRINGS = frozenset(("text", "varchar"))
 
 _INTEGERS = frozenset(("int2", "int4", "int8"))
 
+_READ_FROM_STRINGS = _INTEGERS | {"numeric", "float4", "float8", "bool", "uuid", "inet", "cidr", "macaddr", "macaddr8"}
+
 _READ_ALIKE: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
     # What is out of range is refused either way.
     (_INTEGERS, _INTEGERS | {"numeric", "float4", "float8"}),
     (frozenset(("numeric",)), frozenset(("float4", "float8"))),
     (frozenset(("json", "jsonb")), frozenset(("json", "jsonb"))),
+    # They are assigned by being read.
+    (_STRINGS, _READ_FROM_STRINGS | {"json", "jsonb"}),
     (_STRINGS | _INTEGERS | {"numeric", "uuid", "json", "jsonb"}, _STRINGS),
 )
 """Built-in types: values of any of the first are read by any of the second."""
 
-_SPEAK_OF_THEIR_SERVER = frozenset(("money",))
-"""Types whose text depends on a server's settings (``lc_monetary``): another server may read another value."""
+_SPEAK_OF_THEIR_SERVER = frozenset(("money", "regproc", "regoper"))
+"""Types whose text another server may read as another value, or not at all: that of ``money`` depends on a server's
+settings (``lc_monetary``), that of a function or an operator without its arguments may mean several."""
 
 
 def reads_text(source: DataType, target: DataType) -> bool:
     """Whether the text of a ``source`` value, read as ``target``, is the value that assigning it would give."""
-    if any(one.is_builtin and one.name in _SPEAK_OF_THEIR_SERVER for one in (_innermost(source), _innermost(target))):
+    if source.holds(_speaks_of_its_server) or target.holds(_speaks_of_its_server):
         return False
-    if (source.schema, source.name) == (target.schema, target.name):
-        return True
-    source, target = _plain(source), _plain(target)
-    if (source.schema, source.name) == (target.schema, target.name):
-        return True
-    if source.kind == "a" and target.kind == "a" and source.element is not None and target.element is not None:
+    source, target = source.plain, target.plain
+    if source.kind == "c" and target.kind == "c":
+        # The text of a composite names no attributes: they go by their order.
+        return [one.name for one in source.attributes] == [one.name for one in target.attributes] and all(
+            reads_text(ours.type, theirs.type)
+            for ours, theirs in zip(source.attributes, target.attributes, strict=True)
+        )
+    if source.kind == target.kind and source.kind in ("a", "r", "m") and source.element and target.element:
         return reads_text(source.element, target.element)
+    if (source.schema, source.name) == (target.schema, target.name):
+        return True
     if source.kind == "e" or target.kind == "e":
         # An enum's text is its label.
         return all(one.kind == "e" or (one.is_builtin and one.name in _STRINGS) for one in (source, target))
@@ -47,15 +56,5 @@ def reads_text(source: DataType, target: DataType) -> bool:
     return any(source.name in sources and target.name in targets for sources, targets in _READ_ALIKE)
 
 
-def _innermost(data_type: DataType) -> DataType:
-    """What a domain, or an array, is made of."""
-    while data_type.element is not None:
-        data_type = data_type.element
-    return data_type
-
-
-def _plain(data_type: DataType) -> DataType:
-    """What a domain is made of."""
-    while data_type.kind == "d" and data_type.element is not None:
-        data_type = data_type.element
-    return data_type
+def _speaks_of_its_server(data_type: DataType) -> bool:
+    return data_type.is_builtin and data_type.name in _SPEAK_OF_THEIR_SERVER

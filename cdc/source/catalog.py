@@ -7,11 +7,12 @@ queries whatever the number of tables. Tables are named ``schema.table``, unquot
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cdc import statements
+from cdc.changes.collation import Collation, read_collation
 from cdc.changes.column_origin import ColumnOrigin
 from cdc.changes.relation import Column, DataType, Relation, ReplicaIdentity
 from cdc.changes.type_rows import TypeKey, TypeRow, described
@@ -48,7 +49,8 @@ class SourceTable:
     ``persistence`` is p or u (unlogged: has no WAL, cannot be replicated), ``relkind`` r or p (partitioned: holds no
     rows itself). ``pages`` counts blocks of the main fork, ``bytes`` includes TOAST. ``hides_rows``: row security
     applies to this role. ``is_owned``: this role may alter it, and so add it to a publication. ``row_filter`` is an
-    expression that rows must satisfy to be sent (cdc.source.published); `None`: all are.
+    expression that rows must satisfy to be sent (cdc.source.published); `None`: all are. ``collations`` are those of
+    columns that have another one than their type, by the column's name.
     """
 
     relation: Relation
@@ -67,6 +69,7 @@ class SourceTable:
     owner: str
     is_owned: bool
     row_filter: str | None = None
+    collations: Mapping[str, Collation] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -120,11 +123,11 @@ async def read_tables(connection: Connection, names: Collection[str] | None = No
 def _source_table(row: tuple[Any, ...], types: dict[TypeKey, DataType]) -> SourceTable:
     oid, schema, name, identity, attributes, generated, primary_key, primary_key_name, index, candidates, *rest = row
     columns = tuple(
-        Column(column, types[type_oid, typmod], is_key) for column, type_oid, typmod, _, is_key in attributes
+        Column(column, types[type_oid, typmod], is_key) for column, type_oid, typmod, _, is_key, _ in attributes
     )
-    return SourceTable(
+    table = SourceTable(
         Relation(oid, schema, name, ReplicaIdentity(identity), columns),
-        frozenset(column for column, _, _, is_not_null, _ in attributes if is_not_null),
+        frozenset(column for column, _, _, is_not_null, *_ in attributes if is_not_null),
         tuple(
             GeneratedColumn(column, types[type_oid, typmod], is_not_null, kind == "v", place, expression)
             for column, type_oid, typmod, is_not_null, kind, place, expression in generated
@@ -135,6 +138,8 @@ def _source_table(row: tuple[Any, ...], types: dict[TypeKey, DataType]) -> Sourc
         tuple(candidates),
         *rest,
     )
+    collations = {column: read_collation(*of) for column, *_, of in attributes if of is not None}
+    return replace(table, collations=collations) if collations else table
 
 
 Origins = dict[str, ColumnOrigin]

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import asyncpg
 
@@ -298,7 +299,7 @@ class Applier:
             thorough=name in self._thorough,
         )
         shape = self._shapes.setdefault(plan.shape.content(), plan.shape)
-        return TablePlan(plan.relation, plan.route, shape, plan.reader, plan.is_shared, self._versions[name])
+        return replace(plan, shape=shape, version=self._versions[name])
 
     async def _check_rights(self, route: Route) -> None:
         """Once the server has refused a table for want of a right, it is not planned until none is wanting."""

@@ -20,8 +20,8 @@ from cdc.routing.route import Route
 from cdc.target import migrations, position
 from cdc.target.catalog import TargetTable, read_tables
 from cdc.target.lacking import ColumnsLacking
+from cdc.target.new_types import add_labels_sql, missing_labels
 from cdc.target.rejection import NEEDED_RIGHTS
-from cdc.target.schema import add_labels_sql, missing_labels
 from cdc.target.session import Session, connect, target_errors
 from cdc.target.table_plan import TablePlan, plan_table
 

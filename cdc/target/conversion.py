@@ -20,6 +20,15 @@ _STRINGS = (("pg_catalog", "text"), ("pg_catalog", "varchar"))
 
 _TEXT = quote_qualified("pg_catalog", "text")
 
+_READ_FROM_STRINGS = frozenset(
+    (
+        *("bool", "int2", "int4", "int8", "numeric", "float4", "float8", "uuid", "json", "jsonb"),
+        *("inet", "cidr", "macaddr", "macaddr8"),
+    )
+)
+"""Built-in types into which strings are read although no assignment does it: each text means one value or none,
+whatever a session is set to. (What a date in a text means depends on ``DateStyle``, so dates are not among them.)"""
+
 _NUMBERS = frozenset(["int2", "int4", "int8", "numeric", "float4", "float8"])
 
 _ASSIGNABLE = (
@@ -110,7 +119,9 @@ def conversion(
     if plain.kind == "e":
         # An enum's binary format is its label.
         return Conversion(_TEXT, None if _name(target) in _STRINGS else _base_name(target), is_direct=False)
-    if target.kind == "e" and _name(plain) in _STRINGS:
+    if target.plain.kind == "e" and _name(plain) in _STRINGS:
+        return Conversion(_TEXT, _base_name(target), is_direct=False)
+    if _name(plain) in _STRINGS and target.plain.is_builtin and target.plain.name in _READ_FROM_STRINGS:
         return Conversion(_TEXT, _base_name(target), is_direct=False)
     if not _is_assignable(plain, target.plain):
         return None
@@ -189,7 +200,12 @@ def _is_assignable(source: DataType, target: DataType) -> bool:
 
 
 def _same_format(source: DataType, target: DataType) -> bool:
-    return _name(source) == _name(target) or (_name(source) in _STRINGS and _name(target) in _STRINGS)
+    return _name(source) == _name(target) or (_is_string(source) and _is_string(target))
+
+
+def _is_string(data_type: DataType) -> bool:
+    """Whether it is one of the types whose binary format is the string: the extension citext's is, too."""
+    return _name(data_type) in _STRINGS or (data_type.kind == "b" and data_type.name == "citext")
 
 
 def _name(data_type: DataType) -> tuple[str, str]:

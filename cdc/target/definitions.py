@@ -24,7 +24,7 @@ import asyncpg
 from cdc import statements
 from cdc.errors import SetupError
 from cdc.identifiers import quote, quote_list, quote_literal, quote_qualified
-from cdc.target.schema import create_schema
+from cdc.target.new_types import create_schema
 from cdc.target.session import FENCE_LOST_SQLSTATE, Session, target_errors
 
 RUNNING_POLL_S = 2.0

@@ -18,6 +18,7 @@ from enum import Enum
 
 import asyncpg
 
+from cdc.changes.relation import DataType
 from cdc.changes.row_reader import ValueRefused
 from cdc.changes.transaction import Kind, Part
 from cdc.errors import BatchRejected, ServerError, TableStopped, TransientError
@@ -201,7 +202,9 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
         case _ if server is not None and server.sqlstate == _UNKNOWN_LABEL:
             sentence, sql = _unknown_label(plan, which, server)
         case _:
-            sentence = f"{change} of {which} has a value that the target's table cannot take ({server})."
+            sentence = (
+                f"{change} of {which} has a value that the target's table cannot take ({server}). {_fitting(plan)}"
+            )
     return TableStopped(
         f"{where}: {sentence}",
         sql=sql,
@@ -256,15 +259,35 @@ def lacks_rights(route: Route, table: TargetTable, target: str, role: str, serve
     )
 
 
+def _fitting(plan: TablePlan) -> str:
+    """Where to look for a value that does not fit, and what can be done, without the value."""
+    key = ", ".join(plan.shape.columns[place].name for place in plan.shape.key)
+    known = f"Its rows are known by {key}" if key else "Its rows have no key"
+    if not plan.differing:
+        return f"{known}; every column has the source's type, so look at the checks of its types."
+    return (
+        f"{known}; of another type than at the source are: {', '.join(plan.differing)}. Give the column a type that "
+        "holds the source's values; it is tried again then."
+    )
+
+
 def _unknown_label(plan: TablePlan, which: str, server: ServerError) -> tuple[str, str | None]:
     """A value that is no label of the target's enum (hazard 13); which one, only an administrator may look at."""
-    enums = [(column.name, column.type) for column in plan.relation.columns if column.type.kind == "e"]
+    enums = [(column.name, enum) for column in plan.relation.columns for enum in dict.fromkeys(_enums_in(column.type))]
     if not enums:
-        return f"a row of {which} has a value that the target's table cannot take ({server}).", None
+        return f"a row of {which} has a value that the target's table cannot take ({server}). {_fitting(plan)}", None
     names = ", ".join(f"{column} ({enum.sql})" for column, enum in enums)
     sql = "; ".join(f"ALTER TYPE {enum.sql} ADD VALUE '<label>'" for enum in dict.fromkeys(enum for _, enum in enums))
+    other = f" Unless it is a value that does not fit: {_fitting(plan)}" if plan.differing else ""
     return (
         f"a row of {which} has a label that an enum type does not have at the target; its enum columns: {names}. "
-        "Add the labels that the source's type has and this one lacks.",
+        f"Add the labels that the source's type has and this one lacks.{other}",
         sql,
     )
+
+
+def _enums_in(data_type: DataType) -> Iterator[DataType]:
+    if data_type.kind == "e":
+        yield data_type
+    for part in data_type.parts:
+        yield from _enums_in(part)

@@ -1,29 +1,31 @@
 """Tables for a target whose schema follows the source's: schemas, types, tables, primary keys.
 
 Everything here only adds. What exists is never touched, whoever created it (invariant 9); where it does not fit, an
-error says so. A table gets the columns that its route names, their types and NOT NULL, and nothing else: no defaults,
-no identity, no foreign keys, because every value comes from the source. A domain is created over its base type without
-its checks, which the source has made already.
+error says so. A table gets the columns that its route names, their types, collations and NOT NULL, and nothing else: no
+defaults, no identity, no foreign keys, because every value comes from the source. Types are `cdc.target.new_types`.
 
 The `NewTable` of a route is computed from the source's catalog by `new_table`, which is pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import asyncpg
+import structlog
 
 from cdc import statements
+from cdc.changes.collation import Collation
 from cdc.changes.relation import DataType, Relation
-from cdc.errors import SetupError
-from cdc.identifiers import quote, quote_list, quote_literal, quote_qualified
+from cdc.identifiers import quote, quote_list, quote_qualified
 from cdc.routing.projection import project
 from cdc.routing.route import Route
-from cdc.target.catalog import types_by_name
 from cdc.target.deletion_column import TIMESTAMPTZ
+from cdc.target.new_types import create_schema, create_types
 from cdc.target.session import Session, target_errors
+
+_log = structlog.get_logger(__name__)
 
 _LOCK = 0x636463_646464  # "cdcddd": one creator at a time, so that two tables of one new enum do not collide.
 
@@ -35,6 +37,7 @@ class NewColumn:
     name: str
     type: DataType
     not_null: bool
+    collation: Collation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +67,18 @@ def new_table(
     not_null: Collection[str],
     primary_key: Iterable[str],
     primary_key_name: str | None = None,
+    collations: Mapping[str, Collation] | None = None,
 ) -> NewTable:
-    """The table that a route asks for. ``not_null`` and ``primary_key`` name columns of the source.
+    """The table that a route asks for. ``not_null``, ``primary_key`` and ``collations`` name columns of the source.
 
     Columns that the route does not name are left out (invariant 7), and so is a primary key that needs one of them. The
     column that notes when a row was deleted comes last.
     """
     projection = project(relation, route)
+    sources = [relation.columns[index] for index in projection.indices]
     columns = tuple(
-        NewColumn(name, relation.columns[index].type, relation.columns[index].name in not_null)
-        for index, name in zip(projection.indices, projection.target_columns, strict=True)
+        NewColumn(name, column.type, column.name in not_null, (collations or {}).get(column.name))
+        for column, name in zip(sources, projection.target_columns, strict=True)
     )
     if route.deleted_at is not None:
         columns += (NewColumn(route.deleted_at, TIMESTAMPTZ, not_null=False),)
@@ -88,31 +93,26 @@ def new_table(
     )
 
 
-def create_table_sql(table: NewTable) -> str:
-    """CREATE TABLE, without its primary key: building that after the rows are in is much faster."""
+def create_table_sql(table: NewTable, left_out: Collection[Collation] = ()) -> str:
+    """CREATE TABLE, without its primary key: building that after the rows are in is much faster.
+
+    Columns have their collations, but those ``left_out``.
+    """
     columns = ",\n".join(
-        f"    {quote(column.name)} {column.type.sql}{' NOT NULL' if column.not_null else ''}"
+        f"    {quote(column.name)} {column.type.sql}"
+        + (f" COLLATE {column.collation.sql_name}" if column.collation and column.collation not in left_out else "")
+        + (" NOT NULL" if column.not_null else "")
         for column in table.columns
     )
     return f"CREATE TABLE {table.sql_name} (\n{columns}\n)"
-
-
-def create_type_sql(data_type: DataType) -> str | None:
-    """CREATE TYPE for an enum, CREATE DOMAIN for a domain; `None` for what cannot be made from its description."""
-    name = quote_qualified(data_type.schema, data_type.name)
-    if data_type.kind == "e":
-        labels = ", ".join(quote_literal(label) for label in data_type.labels)
-        return f"CREATE TYPE {name} AS ENUM ({labels})"
-    if data_type.kind == "d" and data_type.element is not None:
-        return f"CREATE DOMAIN {name} AS {data_type.element.sql}"
-    return None
 
 
 async def create_table(session: Session, table: NewTable) -> bool:
     """Create a table with the schema and the types that it needs, where they are missing; true when it was missing.
 
     All of it is one transaction: durable, or not there. The primary key comes with `add_primary_key`. Raises
-    `SetupError` for a type that only an extension or a person can create, and where the role may not create.
+    `SetupError` for a type that only an extension or a person can create, and where the role may not create. A
+    collation of ``pg_catalog`` that the target's server lacks is left out: it orders strings, and changes none.
     """
     connection = session.connection
     with target_errors(f"creating table {table.schema}.{table.name}", session.where):
@@ -121,19 +121,11 @@ async def create_table(session: Session, table: NewTable) -> bool:
             if await _exists(connection, table.schema, table.name):
                 return False
             await create_schema(connection, table.schema)
-            for data_type in _parts_first(column.type for column in table.columns):
-                await _create_type(session, data_type)
-            await connection.execute(create_table_sql(table))
+            await create_types(session, (column.type for column in table.columns))
+            collations = {column.collation for column in table.columns if column.collation is not None}
+            lacking = {collation for collation in collations if not await _create_collation(connection, collation)}
+            await connection.execute(create_table_sql(table, lacking))
     return True
-
-
-async def create_schema(connection: asyncpg.Connection, schema: str) -> None:
-    """Create a schema where it is missing, in whatever transaction the connection is.
-
-    CREATE SCHEMA IF NOT EXISTS asks for the right to create schemas even where the schema exists, so look first.
-    """
-    if not await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", quote(schema)):
-        await connection.execute(f"CREATE SCHEMA {quote(schema)}")
 
 
 async def add_primary_key(session: Session, table: NewTable) -> bool:
@@ -155,35 +147,6 @@ async def add_primary_key(session: Session, table: NewTable) -> bool:
     return True
 
 
-def missing_labels(source: DataType, target: DataType) -> tuple[str, ...]:
-    """Labels that an enum (or the enum inside an array or a domain) has at the source and not at the target."""
-    if source.kind == "e" and target.kind == "e":
-        return tuple(label for label in source.labels if label not in target.labels)
-    if source.element is not None and target.element is not None:
-        return missing_labels(source.element, target.element)
-    return ()
-
-
-def add_labels_sql(source: DataType, target: DataType) -> str:
-    """ALTER TYPE … ADD VALUE for every missing label, each at its place; to be run outside a transaction block."""
-    while source.kind != "e" and source.element is not None and target.element is not None:
-        source, target = source.element, target.element
-    name = quote_qualified(target.schema, target.name)
-    added = []
-    known = list(target.labels)
-    for place, label in enumerate(source.labels):
-        if label in known:
-            continue
-        behind = source.labels[place - 1] if place else None
-        if behind is not None:
-            at = f" AFTER {quote_literal(behind)}"
-        else:
-            at = f" BEFORE {quote_literal(known[0])}" if known else ""
-        known.append(label)
-        added.append(f"ALTER TYPE {name} ADD VALUE {quote_literal(label)}{at};")
-    return "\n".join(added)
-
-
 async def _constraint_name(connection: asyncpg.Connection, table: NewTable) -> str:
     """``CONSTRAINT name`` as at the source; nothing where something else in the schema has that name."""
     name = table.primary_key_name
@@ -197,57 +160,14 @@ async def _exists(connection: asyncpg.Connection, schema: str, table: str) -> bo
     return bool(found)
 
 
-async def _create_type(session: Session, data_type: DataType) -> None:
-    """Create a type that is missing; one that exists must know the source's labels."""
-    connection = session.connection
-    key = (data_type.schema, data_type.name)
-    there = (await types_by_name(connection, [key])).get(key)
-    if there is not None:
-        lacking = missing_labels(data_type, there)
-        if lacking:
-            raise SetupError(
-                f"{session.where}: enum {data_type.sql} exists there but lacks {len(lacking)} of the source's labels.",
-                sql=add_labels_sql(data_type, there),
-            )
-        return
-    sql = create_type_sql(data_type)
-    if sql is None:
-        raise await _missing_type(session, data_type)
-    await create_schema(connection, data_type.schema)
-    await connection.execute(sql)
-
-
-async def _missing_type(session: Session, data_type: DataType) -> SetupError:
-    """A type that cdc cannot create: mostly an extension's, which often has the type's name."""
-    if data_type.kind != "b":
-        return SetupError(
-            f"{session.where}: type {data_type.sql} is missing and cdc cannot create it; create it there."
-        )
-    extension = await session.connection.fetchval(
-        "SELECT name::text FROM pg_available_extensions WHERE name = $1", data_type.name
-    )
-    message = (
-        f"{session.where}: type {data_type.sql} is missing; create the extension that provides it, as at the source."
-    )
-    if extension is None:
-        return SetupError(message)
-    return SetupError(
-        message,
-        sql=f"CREATE SCHEMA IF NOT EXISTS {quote(data_type.schema)};\n"
-        f"CREATE EXTENSION {quote(extension)} SCHEMA {quote(data_type.schema)};",
-    )
-
-
-def _parts_first(types: Iterable[DataType]) -> list[DataType]:
-    """The types that may have to be created, each once, behind those they are made of. Arrays come by themselves."""
-    found: dict[tuple[str, str], DataType] = {}
-
-    def visit(data_type: DataType) -> None:
-        if data_type.element is not None:
-            visit(data_type.element)
-        if data_type.kind != "a" and not data_type.is_builtin:
-            found.setdefault((data_type.schema, data_type.name), data_type)
-
-    for data_type in types:
-        visit(data_type)
-    return list(found.values())
+async def _create_collation(connection: asyncpg.Connection, collation: Collation) -> bool:
+    """See that the target has a collation; false where it is one of the server's own that this server lacks."""
+    exists = "SELECT pg_catalog.to_regcollation($1) IS NOT NULL"
+    if await connection.fetchval(exists, collation.sql_name):
+        return True
+    if collation.schema == "pg_catalog" and collation.is_deterministic:
+        _log.warning("the target's server lacks a collation; columns are created without it", collation=collation.name)
+        return False
+    await create_schema(connection, collation.schema)
+    await connection.execute(f"CREATE COLLATION {collation.sql_name} ({collation.definition})")
+    return True

@@ -136,7 +136,7 @@ class TablePlan:
     """How the rows of ``relation`` get into one table of a target. Compared by identity.
 
     ``is_shared`` says that other relations are routed to the same table, ``version`` which state of the table it was
-    made for (cdc.target.table_version).
+    made for (cdc.target.table_version). ``differing`` are the columns whose types differ, each with both, for messages.
     """
 
     relation: Relation
@@ -145,6 +145,7 @@ class TablePlan:
     reader: RowReader
     is_shared: bool = False
     version: str = ""
+    differing: tuple[str, ...] = ()
 
     @property
     def source_table(self) -> str:
@@ -247,7 +248,16 @@ def plan_table(
     reader = row_reader(
         relation, wire, projection.indices, shape.key, translations, notes_time=shape.deleted_at is not None
     )
-    return TablePlan(relation, route, shape, reader, is_shared)
+    return TablePlan(relation, route, shape, reader, is_shared, differing=_differing(relation, found, projection))
+
+
+def _differing(relation: Relation, table: TargetTable, projection: Projection) -> tuple[str, ...]:
+    found = []
+    for index, name in zip(projection.indices, projection.target_columns, strict=True):
+        source, column = relation.columns[index].type, table.column(name)
+        if column is not None and column.type.sql != source.sql:
+            found.append(f"{name} ({source.sql} at the source, {column.type.sql} here)")
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,12 @@ WITH chosen AS (
 SELECT c.oid::bigint, c.nspname::text, c.relname::text, c.relreplident::text,
        (SELECT coalesce(json_agg(json_build_array(
                    a.attname, a.atttypid::bigint, a.atttypmod, a.attnotnull,
-                   c.relreplident = 'f' OR coalesce(a.attnum = ANY (identity.attnums), false)) ORDER BY a.attnum), '[]')
+                   c.relreplident = 'f' OR coalesce(a.attnum = ANY (identity.attnums), false),
+                   (SELECT json_build_array(n.nspname, to_jsonb(o))
+                      FROM pg_catalog.pg_collation o
+                      JOIN pg_catalog.pg_namespace n ON n.oid = o.collnamespace
+                      JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+                     WHERE o.oid = a.attcollation AND o.oid <> t.typcollation)) ORDER BY a.attnum), '[]')
           FROM pg_catalog.pg_attribute a
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated = '' AND NOT a.attisdropped) AS columns,
        (SELECT coalesce(json_agg(json_build_array(

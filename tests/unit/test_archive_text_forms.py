@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cdc.bootstrap.text_forms import reads_text
-from cdc.changes.relation import DataType
+from cdc.changes.relation import Attribute, DataType
 
 
 def builtin(name: str) -> DataType:
@@ -14,6 +14,11 @@ def builtin(name: str) -> DataType:
 
 def array(element: DataType) -> DataType:
     return DataType(0, element.schema, f"_{element.name}", f"{element.sql}[]", "a", element)
+
+
+def pair(*names: str, of: str = "int4") -> DataType:
+    attributes = tuple(Attribute(name, builtin(of)) for name in names)
+    return DataType(0, "public", "pair", "public.pair", "c", attributes=attributes)
 
 
 MOOD = DataType(0, "public", "mood", "public.mood", "e", labels=("a",))
@@ -32,6 +37,10 @@ POINT = DataType(0, "public", "geometry", "public.geometry")
         (builtin("int8"), builtin("int2")),
         (builtin("numeric"), builtin("float8")),
         (builtin("varchar"), builtin("text")),
+        (builtin("text"), builtin("int4")),
+        (builtin("text"), builtin("uuid")),
+        (builtin("regclass"), builtin("regclass")),
+        (array(pair("a", "b")), array(pair("a", "b"))),
         (builtin("jsonb"), builtin("json")),
         (MOOD, builtin("text")),
         (builtin("varchar"), MOOD),
@@ -62,7 +71,11 @@ def test_texts_that_mean_the_same_are_read(source: DataType, target: DataType) -
         (builtin("bpchar"), builtin("text")),
         (builtin("text"), builtin("bpchar")),
         (builtin("inet"), builtin("text")),
-        (builtin("text"), builtin("int4")),
+        (builtin("text"), builtin("date")),
+        (builtin("regproc"), builtin("regproc")),
+        (pair("a", "b"), pair("b", "a")),
+        (array(pair("a", "b")), array(pair("b", "a"))),
+        (pair("a", "b", of="money"), pair("a", "b", of="money")),
         (MOOD, builtin("int4")),
         (array(builtin("bool")), array(builtin("text"))),
         (array(builtin("int4")), builtin("text")),
