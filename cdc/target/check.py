@@ -292,7 +292,7 @@ def _check_kept(name: str, plan: TablePlan, table: TargetTable) -> Iterator[Find
         if set(index.columns) == key:
             continue
         message = (
-            f"rows stay there that the source has deleted (deletes = \"keep\"), and unique index {index.name} refuses "
+            f'rows stay there that the source has deleted (deletes = "keep"), and unique index {index.name} refuses '
             "rows that have the same values as one of them"
         )
         mend = None

@@ -104,9 +104,7 @@ async def test_what_would_lose_rows_that_stayed_is_refused(source: Database, mak
     with pytest.raises(SetupError, match=r'rows stay there that the source has deleted .* the mode "incremental"'):
         await loading.bootstrap(config, scope=Scope(("warehouse",), anew=True), progress=Silence())
     async with replicated.worker():
-        with pytest.raises(
-            TerminalError, match=r"nothing identifies its rows\. Rows stay there that the source has"
-        ):
+        with pytest.raises(TerminalError, match=r"nothing identifies its rows\. Rows stay there that the source has"):
             await replicated.resync("public.keyless")
     assert replicated.target.fetchval("SELECT count(*) FROM people") == 30
 
