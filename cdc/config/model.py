@@ -170,6 +170,10 @@ class TargetConfig(BaseModel):
     """What to do with a transaction that the target's constraints refuse: hold the whole target (the default, because
     it skips nothing), or set the table aside and go on with the others."""
 
+    sequences: Literal["once", "sync"] = "once"
+    """``once``: the sequences of the tables stand where they stood at the source when the target was loaded. ``sync``:
+    their positions follow, so that the target can take the source's place. Only for a target that follows."""
+
     @field_validator("include", "exclude")
     @classmethod
     def _patterns_are_qualified(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -188,6 +192,8 @@ class TargetConfig(BaseModel):
     def _parts_agree(self) -> Self:
         if self.is_owned and self.columns == "all":
             raise ValueError('columns = "all" needs schema = "follow": an owned target gets the columns that it names')
+        if self.is_owned and self.sequences == "sync":
+            raise ValueError('sequences = "sync" needs schema = "follow": sequences of an owned target are not ours')
         if not self.include and not self.tables:
             raise ValueError("asks for no table: give include patterns, or name tables")
         if self.columns == "listed":
@@ -271,6 +277,10 @@ class WorkerConfig(BaseModel):
     """Seconds for which the others wait for a target whose queue is full: long enough for a lock or a checkpoint there,
     short enough that the others stay fresh. After that the lane goes on without it; what it lacks stays in the slot,
     and so the source keeps its WAL, until it is back."""
+
+    sequence_interval_s: float = Field(default=60.0, ge=0.1, le=3600)
+    """Seconds between two looks at the source's sequences, for targets with ``sequences = "sync"``: how far their
+    positions may be behind the rows. One costs two queries of the source's catalog."""
 
     @property
     def metrics_host_and_port(self) -> tuple[str, int]:

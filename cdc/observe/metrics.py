@@ -169,6 +169,10 @@ class TargetMetrics:
         self._scope.gauge(names.REFRESH_DURATION_SECONDS, view).set(duration_s)
         self._scope.gauge(names.REFRESH_TIMESTAMP_SECONDS, view).set_to_current_time()
 
+    def sequences_followed(self) -> None:
+        """The target's sequences stand where the source's stood when they were last read."""
+        self._scope.gauge(names.SEQUENCES_TIMESTAMP_SECONDS).set_to_current_time()
+
     def refresh_failed(self, error: BaseException) -> None:
         """A materialized view was not refreshed; only the kind of error is kept."""
         self._scope.counter(names.REFRESHES, "failed").inc()

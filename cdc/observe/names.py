@@ -144,6 +144,13 @@ REFRESH_TIMESTAMP_SECONDS = Metric(
     labels=("view",),
 )
 
+SEQUENCES_TIMESTAMP_SECONDS = Metric(
+    "cdc_sequences_timestamp_seconds",
+    MetricKind.GAUGE,
+    "When the target's sequences were last seen to stand where the source's do, or set there (Unix time, the worker's "
+    "clock).",
+)
+
 # The source
 SOURCE_POSITION_BYTES = Metric(
     "cdc_source_position_bytes", MetricKind.GAUGE, "The end of the source's WAL, as the worker last heard of it."

@@ -21,12 +21,15 @@ from cdc.errors import CdcError, ConfigurationError
 from cdc.observe.finding import Finding, Severity
 from cdc.routing.route import Route
 from cdc.routing.router import build_routes, unknown_modes
+from cdc.routing.target_routes import TargetRoutes
+from cdc.service.sequences import used_by
 from cdc.source import check as source_check
 from cdc.source import heartbeat
 from cdc.source.catalog import SourceTable, read_origins
 from cdc.source.connection import connect as connect_source
 from cdc.source.published import read_published_tables
 from cdc.source.replication import ReplicationConnection
+from cdc.source.sequences import SequenceUse, read_sequences
 from cdc.source.slot import LANE_SEPARATOR, Slot, read_slots
 from cdc.target import check as target_check
 from cdc.target import migrations, position
@@ -45,6 +48,7 @@ class _Source:
     tables: Mapping[str, SourceTable]
     origins: Mapping[int, Mapping[str, ColumnOrigin]]
     slots: Sequence[Slot]
+    sequences: Sequence[SequenceUse]
 
 
 async def check(config: Config) -> list[Finding]:
@@ -80,6 +84,7 @@ async def check(config: Config) -> list[Finding]:
     findings += at_source.result() + skipped
     if source:
         findings += _unknown_lanes(config, source)
+        findings += _unreadable_sequences(config, source)
     for task in at_targets:
         findings += task.result()
     if source:
@@ -98,7 +103,9 @@ async def _look_at_source(config: Config) -> _Source | None:
         ) as connection:
             tables = {table.name: table for table in await read_published_tables(connection, config.source)}
             origins = await read_origins(connection, [table.relation.oid for table in tables.values()])
-            return _Source(tables, origins, await read_slots(connection, config.source.slot))
+            asked = any(target.sequences == "sync" for target in config.targets.values())
+            sequences = await read_sequences(connection) if asked else []
+            return _Source(tables, origins, await read_slots(connection, config.source.slot), sequences)
     except CdcError:
         return None
 
@@ -146,6 +153,21 @@ def _unknown_lanes(config: Config, source: _Source) -> Iterator[Finding]:
             message = "named like a lane of this pipeline, but no target explains it: it keeps WAL for nobody"
             mend = f"SELECT pg_drop_replication_slot('{slot.name}');"
             yield Finding(Severity.WARNING, "source", f"slot {slot.name}", message, mend)
+
+
+def _unreadable_sequences(config: Config, source: _Source) -> Iterator[Finding]:
+    """Sequences that are to follow, and whose position the source does not let us read."""
+    asked = [TargetRoutes(target) for target in config.targets.values() if target.sequences == "sync"]
+    unreadable = {
+        use.sequence.sql_name
+        for routes in asked
+        for use in used_by(routes, source.sequences)
+        if use.sequence.last_value is None
+    }
+    for name in sorted(unreadable):
+        message = 'it may not be read, so that it does not follow at the targets that ask for it (sequences = "sync")'
+        mend = f"GRANT SELECT ON SEQUENCE {name} TO …; -- the role that cdc connects as; and USAGE on its schema"
+        yield Finding(Severity.WARNING, "source", f"sequence {name}", message, mend)
 
 
 async def _histories(config: Config, source: _Source) -> list[Finding]:

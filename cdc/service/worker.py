@@ -25,6 +25,7 @@ from cdc.service.heartbeats import Heartbeats
 from cdc.service.lanes import Lanes
 from cdc.service.notifications import notify
 from cdc.service.refreshes import refresh_on_schedule
+from cdc.service.sequences import follow_sequences
 
 _log = structlog.get_logger(__name__)
 
@@ -64,6 +65,7 @@ async def run(config: Config) -> None:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(lanes.run())
                 tasks.create_task(refresh_on_schedule(config, stop, notify, metrics=metrics))
+                tasks.create_task(follow_sequences(config, deliveries, stop))
         _log.info("worker stopped")
 
 

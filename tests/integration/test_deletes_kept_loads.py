@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cdc.bootstrap.again import Again
+from cdc.bootstrap.backup import BackupChoice
 from cdc.bootstrap.progress import Silence
 from cdc.bootstrap.run import Scope
 from cdc.errors import ConfigurationError, SetupError, TerminalError
-from cdc.service import checkup, loading
+from cdc.service import checkup, loading, provision
+from tests.backup import Steps, backup_config, bootstrap_settings, serve_snapshots
+from tests.bootstrap import follow, set_up
 from tests.conftest import MakeDatabase
 from tests.database import Database
 from tests.definitions import constraints, stage
@@ -104,9 +108,7 @@ async def test_what_would_lose_rows_that_stayed_is_refused(source: Database, mak
     with pytest.raises(SetupError, match=r'rows stay there that the source has deleted .* the mode "incremental"'):
         await loading.bootstrap(config, scope=Scope(("warehouse",), anew=True), progress=Silence())
     async with replicated.worker():
-        with pytest.raises(
-            TerminalError, match=r"nothing identifies its rows\. Rows stay there that the source has"
-        ):
+        with pytest.raises(TerminalError, match=r"nothing identifies its rows\. Rows stay there that the source has"):
             await replicated.resync("public.keyless")
     assert replicated.target.fetchval("SELECT count(*) FROM people") == 30
 
@@ -174,3 +176,48 @@ async def test_the_check_finds_what_a_table_lacks_and_what_is_in_the_way(
     found = [finding for finding in await checkup.check(replicated.config) if "one_name" in finding.message]
     assert [str(finding.severity) for finding in found] == ["warning"]
     assert 'WHERE "deletedAt" IS NULL' in (found[0].mend or "")
+
+
+async def test_what_is_deleted_after_a_backup_stays_from_the_backup_on(
+    source: Database, make_target: MakeDatabase, tmp_path: Path
+) -> None:
+    source.execute(PEOPLE)
+    target = make_target()
+    wanted = {**follow(target), "tables": {"public.people": NOTED}}
+    steps = Steps(
+        {
+            "catch-up": lambda: source.execute(
+                "DELETE FROM people WHERE id IN (1, 2, 3); INSERT INTO people VALUES (3, 'again'); DELETE FROM plain"
+            )
+        }
+    )
+    with serve_snapshots(tmp_path / "scalingo") as (scalingo, _):
+        scalingo.add_database(source.dsn)
+        config = backup_config(source, {"warehouse": wanted}, **bootstrap_settings(scalingo), directory=str(tmp_path))
+        await set_up(config)
+        await loading.bootstrap(config, from_backup=BackupChoice(), progress=steps)
+    assert steps.copied_live("warehouse") == {}
+    assert rows(target, "people") == [(1, True), (2, True), *((n, False) for n in range(3, 31))]
+
+
+async def test_rows_that_stayed_outlive_a_load_of_everything_else(source: Database, make_target: MakeDatabase) -> None:
+    source.execute(PEOPLE)
+    target = make_target()
+    kept = {"people": NOTED}
+    replicated = keeping(source, target, **kept)
+    await replicated.load()
+    async with replicated.worker():
+        source.execute("DELETE FROM people WHERE id = 1")
+        await replicated.caught_up()
+    await provision.teardown(replicated.config, lambda _: None, target="warehouse")
+    source.execute("DELETE FROM people WHERE id = 2; INSERT INTO people VALUES (1, 'again'), (40, 'new')")
+    target.execute("TRUNCATE words, plain")
+    replicated.settings["bootstrap"] = {"modes": {"public.people": "incremental"}}
+    await replicated.load()
+    assert rows(target, "people") == [(1, True), (2, False), *((n, False) for n in range(3, 31)), (40, False)]
+    async with replicated.worker():
+        await replicated.resync("public.people")
+        source.execute("DELETE FROM people WHERE id = 40; UPDATE people SET name = 'b' WHERE id = 1")
+        await replicated.caught_up()
+        assert rows(target, "people") == [(1, False), (2, True), *((n, False) for n in range(3, 31)), (40, True)]
+        assert replicated.state("people") == "streaming"

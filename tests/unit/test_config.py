@@ -303,6 +303,7 @@ def test_a_pipeline_needs_a_target(tmp_path: Path) -> None:
     [
         ({"schema": "owned", "columns": "all", "tables": {"public.a": ["id"]}}, 'columns = "all" needs schema'),
         ({"schema": "owned", "include": ["public.*"]}, "include names no columns"),
+        ({"schema": "owned", "sequences": "sync", "tables": {"public.a": ["id"]}}, 'sequences = "sync" needs schema'),
         ({"columns": "listed", "include": ["public.*"]}, "include names no columns"),
         ({"columns": "listed", "tables": {"public.a": {}}}, 'tables."public.a" lists no columns'),
         ({}, "asks for no table"),

@@ -50,6 +50,7 @@ def exercise(metrics: Metrics) -> None:
     target.table_stopped("public.users", "shape")
     target.error(TargetUnavailable("down"))
     target.refreshed("public.by_day", duration_s=1.5)
+    target.sequences_followed()
     lane.received(messages=1, size_bytes=1)
     lane.source_position(1)
     lane.slot("cdc", active=True, retained_bytes=1, safe_wal_size=1, wal_status="reserved", confirmed_flush_lsn=1)
