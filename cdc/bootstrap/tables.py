@@ -146,6 +146,7 @@ def new_table_of_route(route: Route, source: SourceTable) -> NewTable:
         not_null=source.not_null,
         primary_key=source.primary_key,
         primary_key_name=source.primary_key_name,
+        generated=source.generated,
     )
 
 

@@ -92,6 +92,7 @@ def table_to_create(route: Route, source: SourceTable) -> NewTable:
         not_null=source.not_null,
         primary_key=source.primary_key,
         primary_key_name=source.primary_key_name,
+        generated=source.generated,
     )
 
 

@@ -11,11 +11,13 @@ The `NewTable` of a route is computed from the source's catalog by `new_table`, 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import asyncpg
+import structlog
 
 from cdc import statements
+from cdc.changes.generated_column import GeneratedColumn
 from cdc.changes.relation import DataType, Relation
 from cdc.errors import SetupError
 from cdc.identifiers import quote, quote_list, quote_literal, quote_qualified
@@ -23,6 +25,14 @@ from cdc.routing.projection import project
 from cdc.routing.route import Route
 from cdc.target.catalog import types_by_name
 from cdc.target.session import Session, target_errors
+
+VIRTUAL_COLUMNS = 180_000
+"""The first version with columns that are computed when they are read."""
+
+_CANNOT_COMPUTE = ("0A", "3F", "42")
+"""Classes of SQLSTATE that an expression gives whose function, type, schema or column is missing, or not allowed."""
+
+_log = structlog.get_logger(__name__)
 
 _LOCK = 0x636463_646464  # "cdcddd": one creator at a time, so that two tables of one new enum do not collide.
 
@@ -41,7 +51,7 @@ class NewTable:
     """A table to create.
 
     ``primary_key`` are its columns in the order of the source's key; empty for none. ``primary_key_name`` is what the
-    source calls it.
+    source calls it. ``generated`` are columns that it computes itself, as the source's table does.
     """
 
     schema: str
@@ -49,11 +59,19 @@ class NewTable:
     columns: tuple[NewColumn, ...]
     primary_key: tuple[str, ...]
     primary_key_name: str | None = None
+    generated: tuple[GeneratedColumn, ...] = ()
 
     @property
     def sql_name(self) -> str:
         """``"schema"."table"``."""
         return quote_qualified(self.schema, self.name)
+
+    def as_plain(self) -> NewTable:
+        """The same with columns to be written in the place of those that it computes."""
+        columns = list(self.columns)
+        for column in self.generated:
+            columns.insert(column.place, NewColumn(column.name, column.type, column.not_null))
+        return replace(self, columns=tuple(columns), generated=())
 
 
 def new_table(
@@ -63,10 +81,13 @@ def new_table(
     not_null: Collection[str],
     primary_key: Iterable[str],
     primary_key_name: str | None = None,
+    generated: Iterable[GeneratedColumn] = (),
 ) -> NewTable:
     """The table that a route asks for. ``not_null`` and ``primary_key`` name columns of the source.
 
-    Columns that the route does not name are left out (invariant 7), and so is a primary key that needs one of them.
+    Columns that the route does not name are left out (invariant 7), and so is a primary key that needs one of them. A
+    route that takes all columns takes the ``generated`` ones, too: nobody sends their values, so the target computes
+    them.
     """
     projection = project(relation, route)
     columns = tuple(
@@ -74,23 +95,27 @@ def new_table(
         for index, name in zip(projection.indices, projection.target_columns, strict=True)
     )
     key = tuple(route.target_column(name) for name in primary_key)
-    names = {column.name for column in columns}
+    computed = tuple(generated) if route.columns is None else ()
+    names = {column.name for column in columns} | {column.name for column in computed}
     return NewTable(
         schema=route.target_schema,
         name=route.target_table,
         columns=columns,
         primary_key=tuple(name for name in key if name is not None) if names.issuperset(key) else (),
         primary_key_name=primary_key_name,
+        generated=computed,
     )
 
 
-def create_table_sql(table: NewTable) -> str:
+def create_table_sql(table: NewTable, *, has_virtual: bool = False) -> str:
     """CREATE TABLE, without its primary key: building that after the rows are in is much faster."""
-    columns = ",\n".join(
-        f"    {quote(column.name)} {column.type.sql}{' NOT NULL' if column.not_null else ''}"
-        for column in table.columns
-    )
-    return f"CREATE TABLE {table.sql_name} (\n{columns}\n)"
+    columns = [
+        f"{quote(column.name)} {column.type.sql}{' NOT NULL' if column.not_null else ''}" for column in table.columns
+    ]
+    for computed in table.generated:
+        columns.insert(computed.place, computed.definition(has_virtual=has_virtual))
+    lines = ",\n".join(f"    {column}" for column in columns)
+    return f"CREATE TABLE {table.sql_name} (\n{lines}\n)"
 
 
 def create_type_sql(data_type: DataType) -> str | None:
@@ -119,8 +144,38 @@ async def create_table(session: Session, table: NewTable) -> bool:
             await create_schema(connection, table.schema)
             for data_type in _parts_first(column.type for column in table.columns):
                 await _create_type(session, data_type)
-            await connection.execute(create_table_sql(table))
+            await _create_computing(session, table)
     return True
+
+
+async def _create_computing(session: Session, table: NewTable) -> None:
+    """Create the table with as many of its generated columns as the target can compute; a warning names the others.
+
+    What an expression needs may be missing here: a function, a type, a column that is not routed.
+    """
+    connection, has_virtual = session.connection, session.server_version >= VIRTUAL_COLUMNS
+    try:
+        async with connection.transaction():
+            await connection.execute(create_table_sql(table, has_virtual=has_virtual))
+            return
+    except asyncpg.PostgresError as error:
+        if not table.generated or error.sqlstate[:2] not in _CANNOT_COMPUTE:
+            raise
+    await connection.execute(create_table_sql(replace(table, generated=())))
+    for column in table.generated:
+        definition = column.definition(has_virtual=has_virtual)
+        try:
+            async with connection.transaction():
+                await connection.execute(f"ALTER TABLE {table.sql_name} ADD COLUMN {definition}")
+        except asyncpg.PostgresError as error:
+            if error.sqlstate[:2] not in _CANNOT_COMPUTE:
+                raise
+            _log.warning(
+                "a generated column is left out, because the target cannot compute it",
+                table=f"{table.schema}.{table.name}",
+                column=column.name,
+                sqlstate=error.sqlstate,
+            )
 
 
 async def create_schema(connection: asyncpg.Connection, schema: str) -> None:
@@ -142,7 +197,7 @@ async def add_primary_key(session: Session, table: NewTable) -> bool:
         return False
     with target_errors(f"adding the primary key of {table.schema}.{table.name}", session.where):
         has_one = await session.connection.fetchval(statements.load("target", "has_primary_key"), table.sql_name)
-        if has_one:
+        if has_one or not await _has_columns(session.connection, table):
             return False
         name = await _constraint_name(session.connection, table)
         await session.connection.execute(
@@ -178,6 +233,18 @@ def add_labels_sql(source: DataType, target: DataType) -> str:
         known.append(label)
         added.append(f"ALTER TYPE {name} ADD VALUE {quote_literal(label)}{at};")
     return "\n".join(added)
+
+
+async def _has_columns(connection: asyncpg.Connection, table: NewTable) -> bool:
+    """Whether all columns of the key are there: one that the target cannot compute is not."""
+    if not {column.name for column in table.generated}.intersection(table.primary_key):
+        return True
+    found = await connection.fetchval(
+        "SELECT count(*) FROM pg_attribute WHERE attrelid = $1::regclass AND attname = ANY ($2) AND NOT attisdropped",
+        table.sql_name,
+        table.primary_key,
+    )
+    return bool(found == len(table.primary_key))
 
 
 async def _constraint_name(connection: asyncpg.Connection, table: NewTable) -> str:

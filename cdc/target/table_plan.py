@@ -76,6 +76,7 @@ class TableShape:
     - ``all_columns``: every column of the target's table that can be written.
     - ``references``: the tables, ``(schema, name)``, that a foreign key which fires points to.
     - ``defers``: constraints of the table can be deferred and fire.
+    - ``fired``: triggers and rules that fire for our rows, each as ``trigger name``.
     - ``overlap``: the table may hold changes that are still to be streamed over it (cdc.target.overlap).
     """
 
@@ -97,6 +98,7 @@ class TableShape:
     all_columns: tuple[str, ...]
     references: frozenset[tuple[str, str]]
     defers: bool
+    fired: tuple[str, ...]
     overlap: bool
 
     @property
@@ -220,6 +222,11 @@ def plan_table(
         all_columns=all_columns,
         references=frozenset((k.referenced_schema, k.referenced_table) for k in found.foreign_keys if fires),
         defers=fires and found.can_defer,
+        fired=tuple(
+            f"{trigger.kind} {trigger.name}"
+            for trigger in found.triggers
+            if trigger.fires(as_replica=triggers_disabled)
+        ),
         overlap=overlap,
     )
     wire = bytes(TEXT if text else BINARY for text in as_text)
@@ -249,6 +256,16 @@ class _Planner:
             raise self.stop("the table does not exist there; its owner has to create it, or the route has to go.")
         if not table.is_writable:
             raise self.stop("this is not a table that rows can be written to (it may be a view).")
+        if table.persistence == "u":
+            raise self.stop(
+                "it is UNLOGGED: a crash of the server empties it, while the position says that its rows are there.",
+                self.alter("SET LOGGED"),
+            )
+        if table.row_security:
+            raise self.stop(
+                f"row security applies to the role {table.role}, so rows could be hidden from it or refused.",
+                f"ALTER ROLE {quote(table.role)} BYPASSRLS",
+            )
         return table
 
     def projection(self, table: TargetTable) -> Projection:
@@ -268,7 +285,11 @@ class _Planner:
                 self.target,
                 self.route,
                 tuple(LackingColumn(column.name, name, column.type) for column, name in columns),
-                tuple(column for column in table.columns if column.name not in projection.target_columns),
+                tuple(
+                    column
+                    for column in table.columns
+                    if column.name not in projection.target_columns and not column.generated
+                ),
             )
         ignored = {name for _, name in lacking}
         travelling = [
