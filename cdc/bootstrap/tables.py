@@ -147,6 +147,7 @@ def new_table_of_route(route: Route, source: SourceTable) -> NewTable:
         primary_key=source.primary_key,
         primary_key_name=source.primary_key_name,
         collations=source.collations,
+        generated=source.generated,
     )
 
 

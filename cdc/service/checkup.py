@@ -77,6 +77,9 @@ async def check(config: Config) -> list[Finding]:
                     if source
                     else [],
                     origins=source.origins if source else None,
+                    generated={table.relation.oid: table.generated for table in source.tables.values()}
+                    if source
+                    else None,
                 )
             )
             for name, target in config.targets.items()

@@ -93,6 +93,7 @@ def table_to_create(route: Route, source: SourceTable) -> NewTable:
         primary_key=source.primary_key,
         primary_key_name=source.primary_key_name,
         collations=source.collations,
+        generated=source.generated,
     )
 
 

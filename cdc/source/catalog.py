@@ -14,6 +14,7 @@ from typing import Any
 from cdc import statements
 from cdc.changes.collation import Collation, read_collation
 from cdc.changes.column_origin import ColumnOrigin
+from cdc.changes.generated_column import GeneratedColumn
 from cdc.changes.relation import Column, DataType, Relation, ReplicaIdentity
 from cdc.changes.type_rows import TypeKey, TypeRow, described
 from cdc.errors import SourceUnavailable
@@ -21,22 +22,6 @@ from cdc.source.connection import Connection, source_errors
 
 _CATALOG_READS = 5
 """Tables and their types are two queries: DDL between them can drop a type, and then both are asked again."""
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratedColumn:
-    """A column that the source computes itself, and sends only where a publication asks for it (PostgreSQL 18).
-
-    ``place`` is its place among all columns. ``expression`` names everything outside of ``pg_catalog`` with its schema,
-    but for the table's own columns. ``is_virtual``: it is computed when it is read (PostgreSQL 18).
-    """
-
-    name: str
-    type: DataType
-    not_null: bool
-    is_virtual: bool
-    place: int
-    expression: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +33,10 @@ class SourceTable:
     identifies rows, when one does; ``candidate_indexes`` those that ``REPLICA IDENTITY USING INDEX`` would accept.
     ``persistence`` is p or u (unlogged: has no WAL, cannot be replicated), ``relkind`` r or p (partitioned: holds no
     rows itself). ``pages`` counts blocks of the main fork, ``bytes`` includes TOAST. ``hides_rows``: row security
-    applies to this role. ``is_owned``: this role may alter it, and so add it to a publication. ``row_filter`` is an
-    expression that rows must satisfy to be sent (cdc.source.published); `None`: all are. ``collations`` are those of
-    columns that have another one than their type, by the column's name.
+    applies to this role. ``is_owned``: this role may alter it, and so add it to a publication. ``lacks_generated``: its
+    identity is FULL, it has generated columns that are not sent, and so the source refuses to publish its updates
+    (PostgreSQL 18). ``row_filter`` is an expression that rows must satisfy to be sent (cdc.source.published); `None`:
+    all are. ``collations`` are those of columns that have another one than their type, by the column's name.
     """
 
     relation: Relation
@@ -68,6 +54,7 @@ class SourceTable:
     hides_rows: bool
     owner: str
     is_owned: bool
+    lacks_generated: bool = False
     row_filter: str | None = None
     collations: Mapping[str, Collation] = field(default_factory=dict)
 
@@ -79,7 +66,9 @@ class SourceTable:
     @property
     def usable_identity(self) -> bool:
         """Whether the source can publish updates and deletes of it without refusing them itself (hazard 1)."""
-        return self.relation.replica_identity is ReplicaIdentity.FULL or self.identity_index is not None
+        if self.relation.replica_identity is ReplicaIdentity.FULL:
+            return not self.lacks_generated
+        return self.identity_index is not None
 
     def with_columns(self, names: Collection[str]) -> SourceTable:
         """The same with only these columns in its ``relation``, generated ones among them."""
@@ -90,11 +79,13 @@ class SourceTable:
             for place in range(len(computed) + len(self.relation.columns))
         ]
         sent = tuple(column for column in everything if column.name in names)
+        computed_here = tuple(column for column in self.generated if column.name not in names)
         return replace(
             self,
             relation=replace(self.relation, columns=sent),
             not_null=self.not_null | {column.name for column in self.generated if column.not_null},
-            generated=tuple(column for column in self.generated if column.name not in names),
+            generated=computed_here,
+            lacks_generated=self.lacks_generated and bool(computed_here),
         )
 
     @property

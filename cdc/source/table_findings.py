@@ -58,11 +58,9 @@ def _one_table(table: SourceTable, user: str) -> Iterable[Finding]:
         message = "row security hides rows from this role: a bootstrap would refuse to copy it"
         yield _finding(Severity.ERROR, subject, message, f"ALTER ROLE {user} BYPASSRLS;")
     if table.generated:
-        message = f"computes {', '.join(column.name for column in table.generated)} itself (GENERATED): such columns are not streamed, and not created"
-        mend = (
-            "on a target that wants them: ALTER TABLE … ADD COLUMN … GENERATED ALWAYS AS (…) STORED, as at the source"
-        )
-        yield _finding(Severity.WARNING, subject, message, mend)
+        names = ", ".join(column.name for column in table.generated)
+        message = f"computes {names} itself (GENERATED): that is not streamed; targets that follow compute it, too"
+        yield _finding(Severity.INFO, subject, message)
     if not table.usable_identity:
         yield _finding(Severity.WARNING, subject, _identity_message(table), _identity_mend(table, name))
     if not all(column.type.has_binary for column in table.relation.columns):
@@ -72,7 +70,9 @@ def _one_table(table: SourceTable, user: str) -> Iterable[Finding]:
 
 
 def _identity_message(table: SourceTable) -> str:
-    if table.primary_key:
+    if table.lacks_generated:
+        what = "its replica identity is FULL, and PostgreSQL 18 publishes no updates of one with generated columns"
+    elif table.primary_key:
         what = f"its primary key {table.primary_key_name} does not identify rows (deferrable, or not the identity)"
     elif table.relation.replica_identity is ReplicaIdentity.NOTHING:
         what = "its replica identity is NOTHING"

@@ -65,10 +65,19 @@ class ForeignKey:
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """A trigger that somebody created; ``enabled`` is ``pg_trigger.tgenabled``: O origin, R replica, A always."""
+    """A trigger, or a rule, that somebody created.
+
+    ``enabled`` is ``pg_trigger.tgenabled``, or what a rule has for it: O origin, R replica, A always.
+    """
 
     name: str
     enabled: str
+    is_rule: bool = False
+
+    @property
+    def kind(self) -> str:
+        """``trigger`` or ``rule``."""
+        return "rule" if self.is_rule else "trigger"
 
     def fires(self, *, as_replica: bool) -> bool:
         """Whether it fires in a session with, or without, ``session_replication_role = replica``."""
@@ -80,7 +89,7 @@ class TargetTable:
     """A table (or a view, ``relkind`` says it) of a target.
 
     ``privileges`` are those of SELECT, INSERT, UPDATE, DELETE and TRUNCATE that our role has on the whole table.
-    ``row_security`` is true when policies would hide rows from our role.
+    ``row_security`` is true when policies would hide rows from ``role``, which is ours.
     ``foreign_keys`` start here, ``referenced_by`` point here. ``can_defer`` is true when a constraint of any kind that
     concerns it can be deferred.
     """
@@ -97,6 +106,7 @@ class TargetTable:
     referenced_by: tuple[ForeignKey, ...] = ()
     triggers: tuple[Trigger, ...] = ()
     can_defer: bool = False
+    role: str = ""
 
     @property
     def qualified_name(self) -> str:
@@ -147,7 +157,8 @@ async def read_tables(
             unique_keys=tuple(keys.get(oid, ())),
             foreign_keys=tuple(_foreign_key(key) for key in foreign_keys if key["table_oid"] == oid),
             referenced_by=tuple(_foreign_key(key) for key in foreign_keys if key["referenced_oid"] == oid),
-            triggers=tuple(Trigger(t["name"], t["enabled"]) for t in triggers if t["table_oid"] == oid),
+            triggers=tuple(Trigger(t["name"], t["enabled"], t["is_rule"]) for t in triggers if t["table_oid"] == oid),
+            role=row["role"],
             can_defer=row["can_defer"],
         )
         found[table.schema, table.name] = table

@@ -7,11 +7,13 @@ It reads the catalog and writes nothing. Whether a table's shape fits is asked o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import asyncpg
 
 from cdc import statements
 from cdc.changes.column_origin import ColumnOrigin
+from cdc.changes.generated_column import GeneratedColumn
 from cdc.changes.relation import Relation
 from cdc.errors import CdcError, TableStopped
 from cdc.identifiers import quote, quote_list
@@ -22,6 +24,7 @@ from cdc.target.catalog import TargetTable, read_tables
 from cdc.target.lacking import ColumnsLacking
 from cdc.target.new_types import add_labels_sql, missing_labels
 from cdc.target.rejection import NEEDED_RIGHTS
+from cdc.target.schema import VIRTUAL_COLUMNS
 from cdc.target.session import Session, connect, target_errors
 from cdc.target.table_plan import TablePlan, plan_table
 
@@ -30,6 +33,9 @@ OLDEST_VERSION = 140_000
 
 Origins = Mapping[int, Mapping[str, ColumnOrigin]]
 """How columns of the source came to be, by the relation's oid and by name."""
+
+Generated = Mapping[int, Sequence[GeneratedColumn]]
+"""The columns that tables of the source compute themselves and do not publish, by the relation's oid."""
 
 
 async def check(
@@ -40,10 +46,12 @@ async def check(
     follows: bool,
     tables: Sequence[tuple[Route, Relation]],
     origins: Origins | None = None,
+    generated: Generated | None = None,
 ) -> list[Finding]:
     """Look at one target. ``dsn`` is a URL; ``tables`` are its routes with the source's relations they take.
 
-    ``origins`` says how the columns of those relations came to be, by the relation's oid. ``follows`` says that cdc
+    ``origins`` says how the columns of those relations came to be, ``generated`` which columns their tables compute
+    themselves, both by the relation's oid. ``follows`` says that cdc
     creates what is missing (``schema = "follow"``). Raises nothing of a server's: a target that cannot be reached is a
     finding.
     """
@@ -52,7 +60,7 @@ async def check(
     except CdcError as error:
         return [Finding(Severity.ERROR, name, "connection", str(error), error.sql)]
     try:
-        return await _check_session(name, session, pipeline, follows, tables, origins)
+        return await _check_session(name, session, pipeline, follows, tables, origins, generated or {})
     except CdcError as error:
         return [Finding(Severity.ERROR, name, "catalog", str(error), error.sql)]
     finally:
@@ -66,6 +74,7 @@ async def _check_session(
     follows: bool,
     routed: Sequence[tuple[Route, Relation]],
     origins: Origins | None,
+    generated: Generated,
 ) -> list[Finding]:
     connection = session.connection
     with target_errors("reading the catalog", session.where):
@@ -86,6 +95,8 @@ async def _check_session(
         table = found.get((route.target_schema, route.target_table))
         known = None if origins is None else origins.get(relation.oid, {})
         problems = list(_check_table(name, session, role, follows, route, relation, table, set(found), known))
+        if table is not None and follows and route.columns is None:
+            problems += _check_generated(name, session, table, generated.get(relation.oid, ()))
         fitting += not problems
         findings += problems
     if fitting:
@@ -221,8 +232,10 @@ def _check_table(
         yield Finding(Severity.INFO, name, subject, message, "cdc bootstrap --from live")
         return
     try:
+        # What the plan would stop at before all else is said below, with the role's name, beside the rest.
+        plain = None if table is None else replace(table, row_security=False, persistence="p")
         plan = plan_table(
-            relation, route, table, target=name, follows=follows, triggers_disabled=session.triggers_disabled
+            relation, route, plain, target=name, follows=follows, triggers_disabled=session.triggers_disabled
         )
     except TableStopped as found:
         error = found.explained(origins) if isinstance(found, ColumnsLacking) else found
@@ -273,6 +286,18 @@ def _check_labels(name: str, plan: TablePlan, table: TargetTable) -> Iterator[Fi
             )
 
 
+def _check_generated(
+    name: str, session: Session, table: TargetTable, generated: Sequence[GeneratedColumn]
+) -> Iterator[Finding]:
+    """Columns that the source computes itself and nobody sends: the target can have them only by computing them."""
+    for column in generated:
+        if table.column(column.name) is None:
+            message = f"the source computes column {column.name} itself, and this table lacks it"
+            definition = column.definition(has_virtual=session.server_version >= VIRTUAL_COLUMNS)
+            mend = f"ALTER TABLE {table.sql_name} ADD COLUMN {definition};"
+            yield Finding(Severity.WARNING, name, table.qualified_name, message, mend)
+
+
 def _check_key(name: str, plan: TablePlan, table: TargetTable) -> Iterator[Finding]:
     if not plan.shape.key or plan.shape.key_is_unique:
         return
@@ -309,8 +334,8 @@ def _check_firing(name: str, session: Session, table: TargetTable, routed: set[t
     """Triggers that fire for replicated rows, and foreign keys that can refuse them."""
     for trigger in table.triggers:
         if trigger.fires(as_replica=session.triggers_disabled):
-            message = f"trigger {trigger.name} fires for replicated rows; what it writes is not at the source"
-            mend = f"ALTER TABLE {table.sql_name} DISABLE TRIGGER {quote(trigger.name)};"
+            message = f"{trigger.kind} {trigger.name} fires for replicated rows; what it writes is not at the source"
+            mend = f"ALTER TABLE {table.sql_name} DISABLE {trigger.kind.upper()} {quote(trigger.name)};"
             yield Finding(Severity.WARNING, name, table.qualified_name, message, mend)
     if session.triggers_disabled:
         return

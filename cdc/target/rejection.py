@@ -171,6 +171,9 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
     sql = None
     again = load_table_again(plan.source_table, target)
     differs = f"so source and target differ: load this table again ({again})"
+    if refused.shape.fired:
+        fired = ", ".join(refused.shape.fired)
+        differs += f". Or rows were suppressed or changed by what fires for replicated rows here, {fired}: disable it"
     match refused.reason:
         case Reason.MISSING:
             sentence = f"{change} of {which} finds no row, {differs}."

@@ -135,7 +135,8 @@ async def _stand_ins(connection: asyncpg.Connection, pairs: Sequence[Pair]) -> l
             sql = f"CREATE TEMPORARY TABLE {name} (LIKE {pair.new.sql_name} INCLUDING INDEXES)"
         elif pair.swap.shape is not None:
             shape = pair.swap.shape
-            sql = create_table_sql(shape).replace(f"CREATE TABLE {shape.sql_name}", f"CREATE TEMPORARY TABLE {name}", 1)
+            sql = create_table_sql(shape.as_plain())
+            sql = sql.replace(f"CREATE TABLE {shape.sql_name}", f"CREATE TEMPORARY TABLE {name}", 1)
             if shape.primary_key:
                 sql += f"; ALTER TABLE {name} ADD PRIMARY KEY ({quote_list(shape.primary_key)})"
         else:

@@ -10,13 +10,14 @@ The `NewTable` of a route is computed from the source's catalog by `new_table`, 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import asyncpg
 import structlog
 
 from cdc import statements
 from cdc.changes.collation import Collation
+from cdc.changes.generated_column import GeneratedColumn
 from cdc.changes.relation import DataType, Relation
 from cdc.identifiers import quote, quote_list, quote_qualified
 from cdc.routing.projection import project
@@ -24,6 +25,12 @@ from cdc.routing.route import Route
 from cdc.target.deletion_column import TIMESTAMPTZ
 from cdc.target.new_types import create_schema, create_types
 from cdc.target.session import Session, target_errors
+
+VIRTUAL_COLUMNS = 180_000
+"""The first version with columns that are computed when they are read."""
+
+_CANNOT_COMPUTE = ("0A", "3F", "42")
+"""Classes of SQLSTATE that an expression gives whose function, type, schema or column is missing, or not allowed."""
 
 _log = structlog.get_logger(__name__)
 
@@ -45,7 +52,7 @@ class NewTable:
     """A table to create.
 
     ``primary_key`` are its columns in the order of the source's key; empty for none. ``primary_key_name`` is what the
-    source calls it.
+    source calls it. ``generated`` are columns that it computes itself, as the source's table does.
     """
 
     schema: str
@@ -53,11 +60,19 @@ class NewTable:
     columns: tuple[NewColumn, ...]
     primary_key: tuple[str, ...]
     primary_key_name: str | None = None
+    generated: tuple[GeneratedColumn, ...] = ()
 
     @property
     def sql_name(self) -> str:
         """``"schema"."table"``."""
         return quote_qualified(self.schema, self.name)
+
+    def as_plain(self) -> NewTable:
+        """The same with columns to be written in the place of those that it computes."""
+        columns = list(self.columns)
+        for column in self.generated:
+            columns.insert(column.place, NewColumn(column.name, column.type, column.not_null))
+        return replace(self, columns=tuple(columns), generated=())
 
 
 def new_table(
@@ -68,11 +83,13 @@ def new_table(
     primary_key: Iterable[str],
     primary_key_name: str | None = None,
     collations: Mapping[str, Collation] | None = None,
+    generated: Iterable[GeneratedColumn] = (),
 ) -> NewTable:
     """The table that a route asks for. ``not_null``, ``primary_key`` and ``collations`` name columns of the source.
 
-    Columns that the route does not name are left out (invariant 7), and so is a primary key that needs one of them. The
-    column that notes when a row was deleted comes last.
+    Columns that the route does not name are left out (invariant 7), and so is a primary key that needs one of them. A
+    route that takes all columns takes the ``generated`` ones, too: nobody sends their values, so the target computes
+    them. The column that notes when a row was deleted comes last.
     """
     projection = project(relation, route)
     sources = [relation.columns[index] for index in projection.indices]
@@ -83,28 +100,33 @@ def new_table(
     if route.deleted_at is not None:
         columns += (NewColumn(route.deleted_at, TIMESTAMPTZ, not_null=False),)
     key = tuple(route.target_column(name) for name in primary_key)
-    names = {column.name for column in columns}
+    computed = tuple(generated) if route.columns is None else ()
+    names = {column.name for column in columns} | {column.name for column in computed}
     return NewTable(
         schema=route.target_schema,
         name=route.target_table,
         columns=columns,
         primary_key=tuple(name for name in key if name is not None) if names.issuperset(key) else (),
         primary_key_name=primary_key_name,
+        generated=computed,
     )
 
 
-def create_table_sql(table: NewTable, left_out: Collection[Collation] = ()) -> str:
+def create_table_sql(table: NewTable, left_out: Collection[Collation] = (), *, has_virtual: bool = False) -> str:
     """CREATE TABLE, without its primary key: building that after the rows are in is much faster.
 
     Columns have their collations, but those ``left_out``.
     """
-    columns = ",\n".join(
-        f"    {quote(column.name)} {column.type.sql}"
+    columns = [
+        f"{quote(column.name)} {column.type.sql}"
         + (f" COLLATE {column.collation.sql_name}" if column.collation and column.collation not in left_out else "")
         + (" NOT NULL" if column.not_null else "")
         for column in table.columns
-    )
-    return f"CREATE TABLE {table.sql_name} (\n{columns}\n)"
+    ]
+    for computed in table.generated:
+        columns.insert(computed.place, computed.definition(has_virtual=has_virtual))
+    lines = ",\n".join(f"    {column}" for column in columns)
+    return f"CREATE TABLE {table.sql_name} (\n{lines}\n)"
 
 
 async def create_table(session: Session, table: NewTable) -> bool:
@@ -124,8 +146,38 @@ async def create_table(session: Session, table: NewTable) -> bool:
             await create_types(session, (column.type for column in table.columns))
             collations = {column.collation for column in table.columns if column.collation is not None}
             lacking = {collation for collation in collations if not await _create_collation(connection, collation)}
-            await connection.execute(create_table_sql(table, lacking))
+            await _create_computing(session, table, lacking)
     return True
+
+
+async def _create_computing(session: Session, table: NewTable, left_out: Collection[Collation]) -> None:
+    """Create the table with as many of its generated columns as the target can compute; a warning names the others.
+
+    What an expression needs may be missing here: a function, a type, a column that is not routed.
+    """
+    connection, has_virtual = session.connection, session.server_version >= VIRTUAL_COLUMNS
+    try:
+        async with connection.transaction():
+            await connection.execute(create_table_sql(table, left_out, has_virtual=has_virtual))
+            return
+    except asyncpg.PostgresError as error:
+        if not table.generated or error.sqlstate[:2] not in _CANNOT_COMPUTE:
+            raise
+    await connection.execute(create_table_sql(replace(table, generated=()), left_out))
+    for column in table.generated:
+        definition = column.definition(has_virtual=has_virtual)
+        try:
+            async with connection.transaction():
+                await connection.execute(f"ALTER TABLE {table.sql_name} ADD COLUMN {definition}")
+        except asyncpg.PostgresError as error:
+            if error.sqlstate[:2] not in _CANNOT_COMPUTE:
+                raise
+            _log.warning(
+                "a generated column is left out, because the target cannot compute it",
+                table=f"{table.schema}.{table.name}",
+                column=column.name,
+                sqlstate=error.sqlstate,
+            )
 
 
 async def add_primary_key(session: Session, table: NewTable) -> bool:
@@ -138,13 +190,25 @@ async def add_primary_key(session: Session, table: NewTable) -> bool:
         return False
     with target_errors(f"adding the primary key of {table.schema}.{table.name}", session.where):
         has_one = await session.connection.fetchval(statements.load("target", "has_primary_key"), table.sql_name)
-        if has_one:
+        if has_one or not await _has_columns(session.connection, table):
             return False
         name = await _constraint_name(session.connection, table)
         await session.connection.execute(
             f"ALTER TABLE {table.sql_name} ADD {name}PRIMARY KEY ({quote_list(table.primary_key)})"
         )
     return True
+
+
+async def _has_columns(connection: asyncpg.Connection, table: NewTable) -> bool:
+    """Whether all columns of the key are there: one that the target cannot compute is not."""
+    if not {column.name for column in table.generated}.intersection(table.primary_key):
+        return True
+    found = await connection.fetchval(
+        "SELECT count(*) FROM pg_attribute WHERE attrelid = $1::regclass AND attname = ANY ($2) AND NOT attisdropped",
+        table.sql_name,
+        table.primary_key,
+    )
+    return bool(found == len(table.primary_key))
 
 
 async def _constraint_name(connection: asyncpg.Connection, table: NewTable) -> str:

@@ -19,7 +19,7 @@ from cdc import statements
 from cdc.errors import FenceLost
 from cdc.identifiers import quote_literal, quote_qualified
 from cdc.target.definitions import SEQUENCE_COMMENT, NewSequence
-from cdc.target.schema import create_schema
+from cdc.target.new_types import create_schema
 from cdc.target.session import Session, target_errors
 
 

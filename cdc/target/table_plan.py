@@ -78,6 +78,7 @@ class TableShape:
     - ``all_columns``: every column of the target's table that can be written.
     - ``references``: the tables, ``(schema, name)``, that a foreign key which fires points to.
     - ``defers``: constraints of the table can be deferred and fire.
+    - ``fired``: triggers and rules that fire for our rows, each as ``trigger name``.
     - ``overlap``: the table may hold changes that are still to be streamed over it (cdc.target.overlap).
     - ``keeps_deleted``: rows that the source deletes stay (cdc.target.kept_rows). ``deleted_at`` is the place of the
       column that notes when, the last one; `None` where nothing does.
@@ -101,6 +102,7 @@ class TableShape:
     all_columns: tuple[str, ...]
     references: frozenset[tuple[str, str]]
     defers: bool
+    fired: tuple[str, ...]
     overlap: bool
     keeps_deleted: bool
     deleted_at: int | None
@@ -240,6 +242,11 @@ def plan_table(
         all_columns=all_columns,
         references=frozenset((k.referenced_schema, k.referenced_table) for k in found.foreign_keys if fires),
         defers=fires and found.can_defer,
+        fired=tuple(
+            f"{trigger.kind} {trigger.name}"
+            for trigger in found.triggers
+            if trigger.fires(as_replica=triggers_disabled)
+        ),
         overlap=overlap,
         keeps_deleted=route.keeps_deleted,
         deleted_at=len(columns) if noted else None,
@@ -285,6 +292,16 @@ class _Planner:
             raise self.stop("the table does not exist there; its owner has to create it, or the route has to go.")
         if not table.is_writable:
             raise self.stop("this is not a table that rows can be written to (it may be a view).")
+        if table.persistence == "u":
+            raise self.stop(
+                "it is UNLOGGED: a crash of the server empties it, while the position says that its rows are there.",
+                self.alter("SET LOGGED"),
+            )
+        if table.row_security:
+            raise self.stop(
+                f"row security applies to the role {table.role}, so rows could be hidden from it or refused.",
+                f"ALTER ROLE {quote(table.role)} BYPASSRLS",
+            )
         return table
 
     def projection(self, table: TargetTable) -> Projection:
@@ -307,7 +324,9 @@ class _Planner:
                 tuple(
                     column
                     for column in table.columns
-                    if column.name not in projection.target_columns and column.name != self.route.deleted_at
+                    if column.name not in projection.target_columns
+                    and column.name != self.route.deleted_at
+                    and not column.generated
                 ),
             )
         ignored = {name for _, name in lacking}

@@ -67,7 +67,10 @@ SELECT c.oid::bigint, c.nspname::text, c.relname::text, c.relreplident::text,
                 AND has_table_privilege(c.oid, 'SELECT'), false) AS is_readable,
        row_security_active(c.oid) AS hides_rows,
        pg_get_userbyid(c.relowner)::text AS owner,
-       pg_has_role(c.relowner, 'USAGE') AS is_owned
+       pg_has_role(c.relowner, 'USAGE') AS is_owned,
+       c.relreplident = 'f' AND current_setting('server_version_num')::int >= 180000
+           AND EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                        WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped) AS lacks_generated
   FROM chosen c
   LEFT JOIN keys identity
     ON identity.indrelid = c.oid

@@ -7,6 +7,7 @@ SELECT c.oid,
        c.relkind::text AS relkind,
        c.relpersistence::text AS persistence,
        pg_catalog.row_security_active(c.oid) AS row_security,
+       current_user::text AS role,
        ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) AS p
               WHERE pg_catalog.has_table_privilege(c.oid, p)) AS privileges,
        EXISTS (SELECT FROM pg_catalog.pg_constraint k

@@ -62,7 +62,7 @@ async def test_a_row_that_a_target_without_a_unique_index_has_twice_stops_the_ta
     replica.target.execute("INSERT INTO t (id, k) VALUES (4, 'k4'); DELETE FROM t WHERE id = 5")
     # One row too many and one too few come to the right number.
     source.execute("UPDATE t SET v = 'x'")
-    with pytest.raises(TableStopped, match="finds (?:no|more than one) row"):
+    with pytest.raises(TableStopped, match=r"finds (?:no|more than one) row"):
         await replica.deliver()
 
 
@@ -114,7 +114,7 @@ async def test_a_row_that_moves_between_two_tables_that_fill_one_arrives(
     source.execute("DELETE FROM a WHERE id = 1; INSERT INTO b (id, v) VALUES (1, 'moved')")
     await equal("deleted, then inserted")
     if other:
-        return  # Rows of different shapes are not folded together: to insert before the delete is a second row of a key.
+        return  # Rows of different shapes are not folded together: the insert would bring a second row of a key.
     source.execute("INSERT INTO b (id, v) VALUES (2, 'moved'); DELETE FROM a WHERE id = 2")
     await equal("inserted, then deleted, in one transaction")
     source.execute("INSERT INTO b (id, v) SELECT id, 'moved' FROM a WHERE id > 2")
