@@ -120,10 +120,30 @@ class Planning:
                 )
             return
         try:
-            self.plans[relation] = await self._make(relation)
+            made = await self._make(relation)
         except TableStopped:
             self._not_taken.add(relation)
             raise
+        self._tell_identity(table, made)
+        self.plans[relation] = made
+
+    def _tell_identity(self, table: str, made: TablePlan) -> None:
+        """Say when updates and deletes of a table begin or cease to arrive: targets then differ, without an error."""
+        was_insert_only = {
+            plan.shape.is_insert_only for known, plan in self.plans.items() if self.table_of(known) == table
+        }
+        if made.shape.is_insert_only and True not in was_insert_only:
+            _log.warning(
+                "nothing identifies the rows of a table any more, or ever did: only inserts and TRUNCATE of it arrive",
+                table=table,
+                mend="cdc check",
+            )
+        elif True in was_insert_only and not made.shape.is_insert_only:
+            _log.warning(
+                "updates and deletes of a table arrive again; what was changed in between is not caught up",
+                table=table,
+                mend=f"cdc resync {table}",
+            )
 
     async def plan_again(self, relation: Relation) -> None:
         """See whether a relation that could not be planned fits now. Raises `TableStopped` when it still does not."""

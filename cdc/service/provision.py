@@ -88,6 +88,14 @@ async def _set_up_source(config: Config, source: Connection, tables: Sequence[ca
         done = await publication.ensure(source, config.source.publication, tables)
         for statement in done:
             say(f"source: {statement}")
+        insert_only = existing.get(config.source.insert_only_publication)
+        members = {f"{schema}.{table}" for schema, table in insert_only.tables} if insert_only is not None else set()
+        for table in tables:
+            if table.name in members and table.usable_identity:
+                say(
+                    f"source: updates and deletes of {table.name} are published from now on; those of before are not "
+                    f"in the targets: cdc resync {table.name}"
+                )
         if not done:
             say(f"source: the publications {' and '.join(names)} were up to date")
 

@@ -181,6 +181,11 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
             sentence = f"{change} of {which} finds more than one row, {differs}."
         case Reason.DUPLICATE:
             sentence = f"{change} of {which} brings a key that is already there, {differs}."
+            if refused.shape.shares_keys:
+                sentence += (
+                    " If rows of the source only trade their keys within one transaction, or move between tables that "
+                    "are routed here: this table's key would have to be deferrable."
+                )
         case Reason.KEY_NOT_SENT:
             sentence = (
                 f"{change} of {which} has a key value that is stored out of line and that the source did not send; "

@@ -376,6 +376,12 @@ class _Planner:
                     f"its column {column.name} is NOT NULL without a default, and nothing at the source fills it.",
                     self.alter(f"ALTER COLUMN {quote(column.name)} DROP NOT NULL"),
                 )
+            if self.follows and column.generated and column.name in projection.target_columns:
+                # What is computed is not sent: it became a plain column (DROP EXPRESSION), and may hold anything now.
+                raise self.stop(
+                    f"the source sends values of {column.name}, which this table computes itself.",
+                    self.alter(f"ALTER COLUMN {quote(column.name)} DROP EXPRESSION"),
+                )
 
     def key(self, table: TargetTable, projection: Projection) -> tuple[int, ...] | None:
         """Places of the key; ``()`` when only inserts can arrive, `None` when rows are known by all their values."""

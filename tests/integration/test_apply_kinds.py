@@ -242,7 +242,7 @@ async def test_hazard_17_generated_and_identity_columns_are_respected(
                         doubled int GENERATED ALWAYS AS (n * 2) STORED, number int GENERATED ALWAYS AS IDENTITY,
                         own text DEFAULT 'ours');
     """
-    replica = await make_replica(here, there)
+    replica = await make_replica(here, there, follows=False)
     source.execute("INSERT INTO t SELECT n, n, n * 2, n + 100 FROM generate_series(1, 6) n")
     await replica.deliver()
     source.execute("UPDATE t SET n = 50, doubled = 100 WHERE id = 1")

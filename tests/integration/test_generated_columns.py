@@ -175,3 +175,23 @@ async def test_hazard_01_a_full_identity_with_generated_columns_breaks_no_update
         ) == is_refused
         where = source.fetchval("SELECT pubname FROM pg_publication_tables WHERE tablename = 't'")
         assert where.endswith("_insert_only") == is_refused
+
+
+async def test_a_column_that_the_source_computes_no_more_is_written(
+    make_replica: MakeReplica, source: Database
+) -> None:
+    replica = await make_replica(
+        "CREATE TABLE t (id int PRIMARY KEY, n int, twice int GENERATED ALWAYS AS (n * 2) STORED)"
+    )
+    source.execute("INSERT INTO t VALUES (1, 1), (2, 2)")
+    await replica.deliver()
+    source.execute("ALTER TABLE t ALTER COLUMN twice DROP EXPRESSION; UPDATE t SET twice = 7 WHERE id = 1")
+    parts = await replica.record()
+    with pytest.raises(
+        TableStopped, match="the source sends values of twice, which this table computes itself"
+    ) as caught:
+        await replica.apply(parts)
+    replica.target.execute(str(caught.value.sql))
+    replica.applier.forget(Route("public", "t", "public", "t"))
+    await replica.apply(parts)
+    assert replica.target.fetch("SELECT * FROM t ORDER BY id") == [(1, 1, 7), (2, 2, 4)]

@@ -156,3 +156,33 @@ async def test_a_table_without_columns_arrives(make_replica: MakeReplica, source
     source.execute("ALTER TABLE t ADD COLUMN id int; INSERT INTO t VALUES (1)")
     with pytest.raises(TableStopped, match="no column in common"):
         await replica.apply(await replica.record(), holds=None)
+
+
+async def test_identity_columns_of_a_composite_key_are_written_as_the_source_writes_them(
+    make_replica: MakeReplica, source: Database
+) -> None:
+    ddl = "CREATE TABLE t (v text, a int, n int GENERATED {} AS IDENTITY, PRIMARY KEY (a, n));"
+    replica = await make_replica(ddl.format("BY DEFAULT"), ddl.format("ALWAYS") + "ALTER TABLE t ADD own int DEFAULT 7")
+    source.execute("INSERT INTO t (v, a) SELECT 'v', g % 3 FROM generate_series(1, 9) g")
+    await replica.deliver()
+    source.execute(
+        "UPDATE t SET n = n + 100 WHERE a = 1; UPDATE t SET v = 'w' WHERE a = 2; UPDATE t SET a = 5 WHERE n = 3"
+    )
+    source.execute(
+        "DELETE FROM t WHERE n = 6; UPDATE t SET n = DEFAULT WHERE n = 9; INSERT INTO t (v, a) VALUES ('new', 0)"
+    )
+    await replica.deliver()
+    assert replica.target.fetchval("SELECT count(*) FROM t WHERE own = 7") == source.fetchval("SELECT count(*) FROM t")
+
+
+async def test_keys_that_trade_places_in_a_table_that_keeps_its_rows_are_refused_in_a_sentence(
+    make_replica: MakeReplica, source: Database
+) -> None:
+    here = "CREATE TABLE t (id int UNIQUE DEFERRABLE INITIALLY DEFERRED, v text); ALTER TABLE t REPLICA IDENTITY FULL"
+    there = "CREATE TABLE t (id int PRIMARY KEY, v text, own text DEFAULT 'a note')"
+    replica = await make_replica(here, there, follows=False)
+    source.execute("INSERT INTO t VALUES (1, 'a'), (2, 'b')")
+    await replica.deliver()
+    source.execute("UPDATE t SET id = 3 - id")
+    with pytest.raises(TableStopped, match="this table's key would have to be deferrable"):
+        await replica.deliver()
