@@ -29,7 +29,7 @@ from cdc.bootstrap.courtesy import Copies
 from cdc.bootstrap.incremental_ranges import Part
 from cdc.bootstrap.pace import Pace
 from cdc.bootstrap.pipe import read_copy
-from cdc.bootstrap.plan import TableCopy
+from cdc.bootstrap.plan import TableCopy, told_of_objects
 from cdc.errors import CdcError, FenceLost, TargetUnavailable, TransientError
 from cdc.identifiers import quote_qualified
 from cdc.source import connection as source
@@ -267,7 +267,7 @@ class Job:
 
 def _destination(copy: TableCopy) -> Destination:
     route = copy.route
-    what = f"copying {route.source_name} into {route.target_name}"
+    what = told_of_objects(f"copying {route.source_name} into {route.target_name}", copy.objects)
     if not copy.target_columns:
         # COPY without a list of columns would mean all of them.
         into = quote_qualified(route.target_schema, route.target_table)

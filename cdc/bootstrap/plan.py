@@ -11,13 +11,14 @@ leaves the source (invariant 7).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from cdc.bootstrap.incremental_ranges import Part
 from cdc.changes.relation import DataType
+from cdc.changes.translation import names_objects
 from cdc.identifiers import quote, quote_qualified
 from cdc.routing.route import Route
 from cdc.source.catalog import SourceTable
@@ -33,6 +34,7 @@ class TableCopy:
     ``expressions`` are SQL, one per column of ``target_columns``, in their order. ``references`` are the tables, schema
     and name, that foreign keys of the target's table point to, as far as they fire. ``pages`` and ``total_bytes``
     (TOAST included) measure the source table. Only rows that satisfy ``row_filter`` are sent by the stream, and copied.
+    ``objects`` are the columns whose values name objects.
     """
 
     route: Route
@@ -43,6 +45,7 @@ class TableCopy:
     pages: int
     total_bytes: int
     row_filter: str | None = None
+    objects: tuple[str, ...] = ()
 
     def statement(self, part: Part) -> str:
         """The COPY that reads one range at the source. Children by inheritance are tables of their own."""
@@ -94,6 +97,7 @@ def plan_copy(
     assert table is not None  # the plan refuses a table that does not exist
     expressions: list[str] = []
     names: list[str] = []
+    travelling: set[str] = set()
     is_binary = True
     for column in source.relation.columns:
         name = route.target_column(column.name)
@@ -102,6 +106,7 @@ def plan_copy(
             continue
         expressions.append(quote(column.name) + _cast(column.type, there.type))
         names.append(there.name)
+        travelling.add(column.name)
         way = conversion(column.type, there.type, as_text=not column.type.has_binary)
         is_binary &= column.type.has_binary and there.type.has_binary and (way is None or way.translate is None)
     if not is_binary:
@@ -115,7 +120,20 @@ def plan_copy(
         pages=source.pages,
         total_bytes=source.bytes,
         row_filter=source.row_filter,
+        objects=columns_with_objects(source, travelling),
     )
+
+
+def columns_with_objects(source: SourceTable, names: Collection[str]) -> tuple[str, ...]:
+    """Those of the columns whose values are names of objects when they are text (reg* types)."""
+    return tuple(c.name for c in source.relation.columns if c.name in names and names_objects(c.type))
+
+
+def told_of_objects(what: str, objects: Sequence[str]) -> str:
+    """What is done, for messages, with what a name that means nothing there would fail it for."""
+    if not objects:
+        return what
+    return f"{what} (whose values in {', '.join(objects)} name objects that have to exist there, and be the only ones)"
 
 
 def _cast(source: DataType, target: DataType) -> str:

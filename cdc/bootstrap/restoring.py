@@ -25,6 +25,7 @@ from cdc.bootstrap.archive.projection import project_rows
 from cdc.bootstrap.archive.rows import Archive, read_rows
 from cdc.bootstrap.archive.toc import Toc, TocEntry
 from cdc.bootstrap.copying import Destination, Job, TargetAccess, in_tries
+from cdc.bootstrap.plan import columns_with_objects, told_of_objects
 from cdc.bootstrap.text_forms import reads_text
 from cdc.routing.route import Route
 from cdc.source.catalog import SourceTable
@@ -49,7 +50,8 @@ class TableRestore:
     """The rows of ``entry`` into the target's table of ``route``.
 
     ``indices`` are the places of the wanted columns in an archived row, in the order of ``target_columns``; `None` when
-    rows go as they are. ``encoding`` is PostgreSQL's name for that of the rows, `None` for UTF8.
+    rows go as they are. ``encoding`` is PostgreSQL's name for that of the rows, `None` for UTF8. ``objects`` are the
+    columns whose values name objects.
     """
 
     route: Route
@@ -57,6 +59,7 @@ class TableRestore:
     target_columns: tuple[str, ...]
     indices: tuple[int, ...] | None
     encoding: str | None = None
+    objects: tuple[str, ...] = ()
 
 
 async def read_uniques(
@@ -138,6 +141,7 @@ def plan_restore(
         target_columns=tuple(names),
         indices=None if as_they_are else tuple(indices),
         encoding=None if toc.encoding == "UTF8" else toc.encoding,
+        objects=columns_with_objects(source, [source.relation.columns[index].name for index in indices]),
     )
 
 
@@ -168,7 +172,7 @@ async def _try(
         route.target_table,
         table.target_columns,
         "text",
-        f"restoring {route.source_name} into {route.target_name}",
+        told_of_objects(f"restoring {route.source_name} into {route.target_name}", table.objects),
         table.encoding,
     )
     await job.session(access)  # before there is a process that would wait for it

@@ -19,6 +19,7 @@ from functools import partial
 from struct import Struct
 
 from cdc.changes.relation import DataType
+from cdc.changes.unreadable import AS_TEXT, DAMAGE, is_empty
 from cdc.identifiers import quote
 
 Translate = Callable[[bytes], bytes]
@@ -141,10 +142,29 @@ def translation(source: DataType, target: DataType, objects: ObjectOids, *, thor
             return partial(objects.translate, source.name)
         if source.is_builtin and source.name == "interval" and source.lacks_infinity != target.lacks_infinity:
             return _finite_interval
+        if source.is_builtin and source.name in AS_TEXT:
+            return partial(_not_empty, source.name)
         return None
     if _is_label(source) and _is_label(target):
         return None
     raise Unlike(f"values of {source.sql} cannot be taken as {target.sql}")
+
+
+def as_text(name: str, value: bytes) -> bytes:
+    """The text of a value of a type of `AS_TEXT`."""
+    try:
+        return AS_TEXT[name](value)
+    except DAMAGE:
+        raise NotAsPlanned(f"a value of type {name} is damaged") from None
+
+
+def _not_empty(name: str, value: bytes) -> bytes:
+    if is_empty(name, value):
+        raise NotAsPlanned(
+            f"it holds an empty {name} inside of another value, and PostgreSQL does not read what it sends of that. "
+            "Leave the column out of the route"
+        )
+    return value
 
 
 def has_structure(data_type: DataType) -> bool:

@@ -56,6 +56,8 @@ _VALUES_TRAVEL_UNCHANGED = {
     "extra_float_digits": "3",
     "TimeZone": "UTC",
     "bytea_output": "hex",
+    "lc_monetary": "C",
+    "quote_all_identifiers": "off",
     "search_path": "pg_catalog",
 }
 _NOTHING_CUTS_US_OFF = {

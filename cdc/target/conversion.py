@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 
 from cdc.changes.relation import DataType
 from cdc.changes.translation import ObjectOids, Translate, Unlike, has_structure, translation
+from cdc.changes.translation import as_text as value_as_text
+from cdc.changes.unreadable import AS_TEXT
 from cdc.identifiers import quote, quote_qualified
 
 _STRINGS = (("pg_catalog", "text"), ("pg_catalog", "varchar"))
@@ -105,6 +108,8 @@ def conversion(
         check_text(source, target)
         is_string = _name(target) in _STRINGS
         return Conversion(_TEXT, None if is_string else _base_name(target), is_direct=is_string)
+    if source.plain.is_builtin and source.plain.name in AS_TEXT and _name(source.plain) == _name(target.plain):
+        return Conversion(_TEXT, _base_name(target), False, partial(value_as_text, source.plain.name))
     if has_structure(source) and has_structure(target) and source.plain.kind == target.plain.kind:
         try:
             translate = translation(source, target, objects or ObjectOids(), thorough=thorough)

@@ -38,6 +38,10 @@ SETTINGS: dict[str, str] = {
     "TimeZone": "UTC",
     "extra_float_digits": "3",
     "bytea_output": "hex",
+    "lc_monetary": "C",
+    "quote_all_identifiers": "off",
+    # Text is read as what it says: NULL inside of an array is a NULL, and XML need not be a whole document.
+    "array_nulls": "on",
     "xmloption": "content",
     # Names mean what they say: everything outside pg_catalog is qualified, by us and by format_type.
     "search_path": "pg_catalog",

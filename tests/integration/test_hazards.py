@@ -386,12 +386,25 @@ async def test_hazard_24_a_slot_that_lags_survives_a_setup_that_changes_the_publ
 async def test_hazard_25_a_worker_goes_on_with_text_values_where_some_value_has_no_binary_form(
     source: Database, make_target: MakeDatabase
 ) -> None:
-    source.execute("CREATE TABLE plain (id int PRIMARY KEY, at timestamptz, data jsonb, raw bytea)")
+    target = make_target()
+    for database in (source, target):
+        # What text means must not depend on them; sessions that are open already, the test's own, do not see them.
+        for setting in (
+            *("DateStyle = 'SQL, DMY'", "IntervalStyle = 'iso_8601'", "extra_float_digits = -3", "array_nulls = off"),
+            *("bytea_output = 'escape'", "TimeZone = 'Asia/Kathmandu'", "quote_all_identifiers = on"),
+        ):
+            database.execute(f'ALTER DATABASE "{database.name}" SET {setting}')
+    source.execute(
+        "CREATE TABLE plain (id int PRIMARY KEY, at timestamptz, data jsonb, raw bytea, span interval, x float8,"
+        " n int[])"
+    )
     source.execute("CREATE TABLE rights (id int PRIMARY KEY, acl aclitem[])")
-    async with Pipeline(source, {"internal": follow(make_target())}) as pipeline:
+    async with Pipeline(source, {"internal": follow(target)}) as pipeline:
         await pipeline.load()
         await pipeline.start()
-        source.execute("INSERT INTO plain VALUES (1, now(), '{\"a\": [1]}', '\\x00ff')")
+        source.execute(
+            "INSERT INTO plain VALUES (1, now(), '{\"a\": [1]}', '\\x00ff', '-1 d 2 h', 1/3::float8, '{1,NULL}')"
+        )
         source.execute("INSERT INTO rights VALUES (1, '{postgres=r/postgres}')")
         source.execute("INSERT INTO plain VALUES (2, 'infinity', NULL, ''); UPDATE plain SET data = '[]' WHERE id = 1")
         await pipeline.logged("stream starts anew with text values")
