@@ -49,7 +49,7 @@ from cdc.routing.route import Route
 from cdc.routing.router import build_routes
 from cdc.service import loading, provision, state
 from cdc.source import connection as source_connection
-from cdc.source.catalog import read_tables
+from cdc.source.catalog import ancestors_of, columns_of, read_tables
 from tests.database import Database, unique_name
 
 DEADLINE_S = 60.0
@@ -399,8 +399,7 @@ class Pipeline:
         """The routes of a target by the source's catalog of now."""
         async with await source_connection.connect(self.source.dsn, application_name="tests") as connection:
             tables = [table for table in await read_tables(connection) if table.is_publishable]
-        columns = {table.name: [column.name for column in table.relation.columns] for table in tables}
-        return build_routes(target, self.config.targets[target], columns)
+        return build_routes(target, self.config.targets[target], columns_of(tables), ancestors_of(tables))
 
     async def differences(self, *, leave_out: Sequence[str] = ()) -> dict[str, str]:
         """Tables that differ from the source, by ``target: schema.table``, with how; rows are a bag, values text.

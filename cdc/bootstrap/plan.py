@@ -30,7 +30,8 @@ class TableCopy:
 
     ``expressions`` are SQL, one per column of ``target_columns``, in their order. ``references`` are the tables, schema
     and name, that foreign keys of the target's table point to, as far as they fire. ``pages`` and ``total_bytes``
-    (TOAST included) measure the source table.
+    (TOAST included) measure the source table. ``rows_name`` is where its rows are read; of a partitioned table
+    ``leaf_marks`` say which leaves are expected.
     """
 
     route: Route
@@ -40,13 +41,15 @@ class TableCopy:
     references: frozenset[tuple[str, str]]
     pages: int
     total_bytes: int
+    rows_name: str
+    leaf_marks: Sequence[str] | None = None
 
     def statement(self, part: Part) -> str:
         """The COPY that reads one range at the source. Children by inheritance are tables of their own."""
-        name = quote_qualified(self.route.source_schema, self.route.source_table)
         condition = part.condition()
         where = f" WHERE {condition}" if condition else ""
-        return f"COPY (SELECT {', '.join(self.expressions)} FROM ONLY {name}{where}) TO STDOUT (FORMAT {self.format})"
+        columns = ", ".join(self.expressions)
+        return f"COPY (SELECT {columns} FROM {self.rows_name}{where}) TO STDOUT (FORMAT {self.format})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,8 @@ def plan_copy(
         references=shape.references,
         pages=source.pages,
         total_bytes=source.bytes,
+        rows_name=source.rows_name,
+        leaf_marks=source.leaf_marks,
     )
 
 

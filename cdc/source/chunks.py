@@ -49,25 +49,25 @@ class KeyColumn:
 
 @dataclass(frozen=True, slots=True)
 class TableRead:
-    """What is read of a table: ``expressions`` in the order in which they are wanted, ``key`` in that of its index."""
+    """What is read of a table: ``expressions`` in the order in which they are wanted, ``key`` in that of its index.
+
+    ``rows_name`` is where its rows are read. ``within``: only those that fulfil this condition.
+    """
 
     schema: str
     name: str
+    rows_name: str
     expressions: tuple[str, ...]
     key: tuple[KeyColumn, ...]
     format: str
-
-    @property
-    def sql_name(self) -> str:
-        """``"schema"."table"``."""
-        return quote_qualified(self.schema, self.name)
+    within: str | None = None
 
     def copy(self, after: KeyText | None, upto: KeyText | None, again: Sequence[KeyText], *, is_range: bool) -> str:
         """The COPY of one chunk: the rows behind ``after`` up to ``upto``, and those whose keys are in ``again``.
 
         `None` is no bound. Not ``is_range``: only those in ``again``. No row comes twice.
         """
-        select = f"SELECT {', '.join(self.expressions)} FROM ONLY {self.sql_name}"
+        select = f"SELECT {', '.join(self.expressions)} FROM {self.rows_name}"
         bounds = self._bounds(after, upto)
         parts = []
         if is_range:
@@ -86,12 +86,12 @@ class TableRead:
         texts = ", ".join(f"{quote(column.name)}::text" for column in self.key)
         order = quote_list(column.name for column in self.key)
         return (
-            f"SELECT {texts} FROM (SELECT {order} FROM ONLY {self.sql_name}{where} "
+            f"SELECT {texts} FROM (SELECT {order} FROM {self.rows_name}{where} "
             f"ORDER BY {order} OFFSET {rows - 1} LIMIT 1) AS bound"
         )
 
     def _bounds(self, after: KeyText | None, upto: KeyText | None) -> str:
-        conditions = []
+        conditions = [] if self.within is None else [f"({self.within})"]
         if after is not None:
             conditions.append(f"{self._key()} > {self._row(after)}")
         if upto is not None:
@@ -132,9 +132,11 @@ async def begin(connection: Connection, schema: str, name: str, *, import_from: 
         await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'".encode())
     snapshot = await current_snapshot(connection)
     with source_errors(f"read a chunk of {schema}.{name}"):
-        await connection.execute(f"LOCK TABLE ONLY {table} IN ACCESS SHARE MODE".encode())
+        # Without ONLY: the partitions of a partitioned table, too.
+        await connection.execute(f"LOCK TABLE {table} IN ACCESS SHARE MODE".encode())
         try:
-            cursor = await connection.execute(statements.load("source", "copy_is_readable"), {"table": table})
+            parameters = {"table": table, "leaves": None}
+            cursor = await connection.execute(statements.load("source", "copy_is_readable"), parameters)
             row = await cursor.fetchone()
         except psycopg.errors.UndefinedTable:
             raise Rewritten from None

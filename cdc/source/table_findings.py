@@ -46,9 +46,8 @@ def _one_table(table: SourceTable, user: str) -> Iterable[Finding]:
         message = "unlogged: its changes are not in the WAL, so they cannot be replicated"
         yield _finding(Severity.ERROR, subject, message, f"ALTER TABLE {name} SET LOGGED;")
         return
-    if table.relkind == "p":
-        message = "partitioned: it holds no rows itself; name its partitions, which are replicated one by one"
-        yield _finding(Severity.ERROR, subject, message)
+    if not table.is_publishable:
+        yield _finding(Severity.ERROR, subject, f"it {table.why_not}; it cannot be replicated")
         return
     if not table.is_readable:
         mend = f"GRANT USAGE ON SCHEMA {schema} TO {user}; GRANT SELECT ON {name} TO {user};"
@@ -167,7 +166,7 @@ def _followed(
             mend = f"ALTER PUBLICATION {quote(present.name)} SET (publish_via_partition_root = false);"
             findings.append(_finding(Severity.WARNING, f"publication {present.name}", message, mend))
     for table in tables:
-        findings += _followed_table(source, published.get(table.name), table)
+        findings += _followed_table(source, publication.operations_of(published, table), table)
     if not findings:
         names = ", ".join(sorted(existing))
         findings.append(_finding(Severity.OK, "publications", f"{names}: managed by somebody else, and complete"))

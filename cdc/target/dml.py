@@ -4,7 +4,8 @@ They are built, because column lists cannot be parameters, and they hold names, 
 a target's statement log may be shipped elsewhere (invariant 8). Every one touches exactly the rows staged between two
 ordinals, and PostgreSQL's command tag tells how many rows it changed, which the caller compares.
 
-The target's table is ``t`` and the staged rows are ``s``. ``stage`` is the name of a staging table; its columns
+The target's table is ``t`` and the staged rows are ``s``. Tables that inherit from it are tables of their own: what is
+not written into the table names it with ONLY, unless it is partitioned. ``stage`` is the name of a staging table; its columns
 are named by place (`cdc.target.staging`): ``ordinal``, ``new_1``…, ``old_1``….
 """
 
@@ -23,7 +24,7 @@ def insert(shape: TableShape, stage: str, low: int, high: int) -> str:
     values = ", ".join(_value(shape.columns[place], place) for place in written)
     guard = ""
     if shape.key and (shape.overlap or not shape.key_is_unique):
-        guard = f" AND NOT EXISTS (SELECT FROM {shape.sql_name} AS t WHERE {_same_key(shape, 'new')})"
+        guard = f" AND NOT EXISTS (SELECT FROM {shape.rows_name} AS t WHERE {_same_key(shape, 'new')})"
     return (
         f"INSERT INTO {shape.sql_name} ({names}) OVERRIDING SYSTEM VALUE "
         f"SELECT {values} FROM {stage} AS s WHERE {_between(low, high)}{guard} ORDER BY s.ordinal"
@@ -58,7 +59,7 @@ def update(shape: TableShape, stage: str, unchanged: Collection[int], low: int, 
     if not sets:
         return None
     return (
-        f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, sets)} FROM {stage} AS s "
+        f"UPDATE {shape.rows_name} AS t SET {_assignments(shape, sets)} FROM {stage} AS s "
         f"WHERE {' AND '.join([_between(low, high), _same_key(shape, 'new'), *_fixed(shape, unchanged)])}"
     )
 
@@ -66,7 +67,7 @@ def update(shape: TableShape, stage: str, unchanged: Collection[int], low: int, 
 def change_key(shape: TableShape, stage: str, unchanged: Collection[int], low: int, high: int) -> str:
     """Update rows found by their old key, the key included."""
     return (
-        f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, _settable(shape, unchanged))} FROM {stage} AS s "
+        f"UPDATE {shape.rows_name} AS t SET {_assignments(shape, _settable(shape, unchanged))} FROM {stage} AS s "
         f"WHERE {_between(low, high)} AND {_same_key(shape, 'old')}"
     )
 
@@ -77,7 +78,7 @@ def take_over(shape: TableShape, stage: str, unchanged: Collection[int], low: in
     if not sets:
         return None
     return (
-        f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, sets)} FROM {stage} AS s "
+        f"UPDATE {shape.rows_name} AS t SET {_assignments(shape, sets)} FROM {stage} AS s "
         f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')}"
     )
 
@@ -115,7 +116,7 @@ def _write_anew(shape: TableShape, stage: str, unchanged: Collection[int], condi
             kept.append(f"{_value(shape.columns[place], place)} AS kept_{number}")
     values = [f"kept_{number}" for number in range(len(shape.all_columns))]
     return (
-        f"WITH gone AS (DELETE FROM {shape.sql_name} AS t USING {stage} AS s "
+        f"WITH gone AS (DELETE FROM {shape.rows_name} AS t USING {stage} AS s "
         f"WHERE {' AND '.join(conditions)} RETURNING {', '.join(kept)}) "
         f"INSERT INTO {shape.sql_name} ({quote_list(shape.all_columns)}) OVERRIDING SYSTEM VALUE "
         f"SELECT {', '.join(values)} FROM gone"
@@ -125,7 +126,7 @@ def _write_anew(shape: TableShape, stage: str, unchanged: Collection[int], condi
 def delete(shape: TableShape, stage: str, low: int, high: int) -> str:
     """Delete rows whose key is staged in the place of a new row's."""
     return (
-        f"DELETE FROM {shape.sql_name} AS t USING {stage} AS s "
+        f"DELETE FROM {shape.rows_name} AS t USING {stage} AS s "
         f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')}"
     )
 
@@ -134,7 +135,7 @@ def delete_old(shape: TableShape, stage: str, low: int, high: int, *, but_new: b
     """Delete rows found by their old key; with ``but_new`` not those that have the new key, too (1.0 is 1.00)."""
     stays = f" AND NOT ({_same_key(shape, 'new')})" if but_new else ""
     return (
-        f"DELETE FROM {shape.sql_name} AS t USING {stage} AS s "
+        f"DELETE FROM {shape.rows_name} AS t USING {stage} AS s "
         f"WHERE {_between(low, high)} AND {_same_key(shape, 'old')}{stays}"
     )
 
@@ -142,7 +143,7 @@ def delete_old(shape: TableShape, stage: str, low: int, high: int, *, but_new: b
 def key_exists(shape: TableShape, stage: str, low: int, high: int) -> str:
     """Whether the target holds a row of a staged key already."""
     return (
-        f"SELECT EXISTS (SELECT FROM {shape.sql_name} AS t, {stage} AS s "
+        f"SELECT EXISTS (SELECT FROM {shape.rows_name} AS t, {stage} AS s "
         f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')})"
     )
 
@@ -153,7 +154,7 @@ def delete_whole_rows(shape: TableShape, stage: str, known: Sequence[int], low: 
     The staged old rows must differ from each other. ``known`` are places that hold no NULL in any of them.
     """
     return (
-        f"DELETE FROM {shape.sql_name} AS t USING ({_one_each(shape, stage, known, low, high)}) AS f "
+        f"DELETE FROM {shape.rows_name} AS t USING ({_one_each(shape, stage, known, low, high)}) AS f "
         "WHERE t.ctid = f.row_id AND t.tableoid = f.row_table"
     )
 
@@ -163,7 +164,7 @@ def update_whole_rows(
 ) -> str:
     """Update, for each staged old row, exactly one row of the target that equals it; as `delete_whole_rows`."""
     return (
-        f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, _settable(shape, unchanged))} "
+        f"UPDATE {shape.rows_name} AS t SET {_assignments(shape, _settable(shape, unchanged))} "
         f"FROM {stage} AS s, ({_one_each(shape, stage, known, low, high)}) AS f "
         f"WHERE {_between(low, high)} AND s.ordinal = f.ordinal AND t.ctid = f.row_id AND t.tableoid = f.row_table"
     )
@@ -171,13 +172,29 @@ def update_whole_rows(
 
 def truncate(shapes: Sequence[TableShape], *, restart_identity: bool) -> str:
     """Empty tables in one statement, so that foreign keys among them are no obstacle; nothing else is emptied."""
-    names = ", ".join(shape.sql_name for shape in shapes)
+    names = ", ".join(shape.rows_name for shape in shapes)
     return f"TRUNCATE {names}{' RESTART IDENTITY' if restart_identity else ''}"
+
+
+def delete_leaf(shape: TableShape, columns: Sequence[tuple[str, str]] | None, bound: str) -> str:
+    """Delete the rows of one partition of the source: those that fulfil ``bound``.
+
+    `None` for ``columns``: every name that it uses means the same here. Otherwise they pair those of the source with the
+    target's, and whatever else it names makes the server refuse the statement.
+    """
+    if columns is None:
+        return f"DELETE FROM {shape.rows_name} AS t WHERE {bound}"
+    named = "".join(f", {quote(there)} AS {quote(source)}" for source, there in columns)
+    return (
+        f"DELETE FROM {shape.rows_name} AS t USING (SELECT s.cdc_table, s.cdc_row FROM (SELECT tableoid AS cdc_table, "
+        f"ctid AS cdc_row{named} FROM {shape.rows_name}) AS s WHERE {bound}) AS f "
+        "WHERE t.tableoid = f.cdc_table AND t.ctid = f.cdc_row"
+    )
 
 
 def delete_all(shape: TableShape) -> str:
     """Empty a table that a foreign key forbids to truncate."""
-    return f"DELETE FROM {shape.sql_name}"
+    return f"DELETE FROM {shape.rows_name}"
 
 
 def _one_each(shape: TableShape, stage: str, known: Sequence[int], low: int, high: int) -> str:
@@ -198,7 +215,7 @@ def _one_each(shape: TableShape, stage: str, known: Sequence[int], low: int, hig
     )
     return (
         "SELECT DISTINCT ON (s.ordinal) s.ordinal, t.ctid AS row_id, t.tableoid AS row_table "
-        f"FROM {stage} AS s, {shape.sql_name} AS t WHERE {conditions} ORDER BY s.ordinal"
+        f"FROM {stage} AS s, {shape.rows_name} AS t WHERE {conditions} ORDER BY s.ordinal"
     )
 
 

@@ -19,7 +19,7 @@ from enum import Enum
 import asyncpg
 
 from cdc.changes.transaction import Kind, Part
-from cdc.errors import BatchRejected, ServerError, TableStopped, TransientError
+from cdc.errors import BatchRejected, ReadAgain, ServerError, TableStopped, TransientError
 from cdc.routing.route import Route
 from cdc.target.catalog import TargetTable
 from cdc.target.remedies import load_table_again
@@ -56,6 +56,7 @@ class Reason(Enum):
     KEY_NOT_SENT = "key not sent"
     NOT_IDENTIFIED = "not identified"
     SHARED_TRUNCATE = "shared truncate"
+    LEAF_TRUNCATE = "leaf truncate"
     UNDECIDED = "undecided"
 
 
@@ -176,6 +177,14 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
             sentence = (
                 f"{which} truncates the source's table, but other tables are routed to this one, too, so that "
                 f"nobody can tell which rows are to go: load this table again ({again})."
+            )
+        case Reason.LEAF_TRUNCATE:
+            return ReadAgain(
+                f"{where}: {which} truncates partitions of the source's table, and nothing here tells which rows were "
+                "theirs: the worker reads the table again by itself, and lets it go on then.",
+                source_table=plan.source_table,
+                commit_lsn=part.commit_lsn,
+                xid=part.xid,
             )
         case Reason.UNDECIDED:
             sentence = (

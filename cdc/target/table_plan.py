@@ -73,6 +73,7 @@ class TableShape:
     - ``references``: the tables, ``(schema, name)``, that a foreign key which fires points to.
     - ``defers``: constraints of the table can be deferred and fire.
     - ``overlap``: the table may hold changes that are still to be streamed over it (cdc.target.overlap).
+    - ``is_partitioned``: its rows are in partitions.
     """
 
     schema: str
@@ -91,11 +92,17 @@ class TableShape:
     references: frozenset[tuple[str, str]]
     defers: bool
     overlap: bool
+    is_partitioned: bool = False
 
     @property
     def sql_name(self) -> str:
         """``"schema"."table"``."""
         return quote_qualified(self.schema, self.name)
+
+    @property
+    def rows_name(self) -> str:
+        """The table where its rows are read, updated and deleted: without those of tables that inherit from it."""
+        return self.sql_name if self.is_partitioned else f"ONLY {self.sql_name}"
 
     @property
     def is_insert_only(self) -> bool:
@@ -210,6 +217,7 @@ def plan_table(
             or any(not k.is_immediate for k in found.unique_keys)
         ),
         overlap=overlap,
+        is_partitioned=found.relkind == "p",
     )
     wire = bytes(TEXT if text else BINARY for text in as_text)
     return TablePlan(relation, route, shape, row_reader(relation, wire, projection.indices, shape.key), is_shared)
