@@ -438,7 +438,9 @@ class Pipeline:
             (route.source_schema, route.source_table) if of_source else (route.target_schema, route.target_table)
         )
         columns = ", ".join(f"{quote(pair[0] if of_source else pair[1])}::text" for pair in pairs)
-        return Counter(database.fetch(f"SELECT {columns} FROM ONLY {quote_qualified(schema, table)}"))
+        name = quote_qualified(schema, table)
+        is_partitioned = database.fetchval("SELECT relkind = 'p' FROM pg_class WHERE oid = %s::regclass", name)
+        return Counter(database.fetch(f"SELECT {columns} FROM {'' if is_partitioned else 'ONLY '}{name}"))
 
     def _columns(self, route: Route) -> list[str]:
         found = self.source.fetch(

@@ -3,7 +3,7 @@
 The stream describes the past, the source's catalog the present (hazard 15). A relation that the catalog does not call
 a partition any more is one all the same where the target holds it: what comes of it was written while it was one. And
 a partition that the target does not hold joins a table silently only if it was created as one; one that was attached
-may have brought rows, so its table has to be read again.
+may have brought rows, which have to be read first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cdc.changes.relation import Place, Relation
-from cdc.errors import ReadAgain
 from cdc.routing.patterns import split
 from cdc.target import partition_record
 from cdc.target.partition_record import HeldLeaf, HeldLeaves
@@ -45,28 +44,25 @@ class HeldPartitions:
                 return Place(leaf.described, state.source_oid, state.source_schema, state.source_table)
         return None
 
-    async def join(self, relation: Relation) -> None:
-        """A leaf's rows are about to be written into the table of its root: record it.
+    async def join(self, relation: Relation) -> bool:
+        """A leaf's rows are about to be written into the table of its root: record it, where it brought none with it.
 
-        Raises `ReadAgain` for one that may have brought rows which were never streamed.
+        False: it was attached, perhaps with rows that were never streamed, which are not here yet.
         """
         leaf, table = relation.leaf, relation.qualified_name
         if leaf is None:
-            return
+            return True
         known = self.held.get(table, {}).get(leaf.oid)
         if known is not None and known.attachment == leaf.attachment:
-            return
+            return True
         if not leaf.is_born:
-            raise ReadAgain(
-                f"{self._session.where}: the partition {leaf.qualified_name} was attached to {table} at the source, "
-                "which streams nothing of the rows that it had: the worker reads them by itself, and lets the table go "
-                "on then."
-            )
+            return False
         found = partition_record.held(leaf, None)
         if self._session.connection.is_in_transaction():
             self._uncommitted.add((table, leaf.oid))
         await partition_record.add(self._session, self._key, split(table), [found])
         self.held.setdefault(table, {})[leaf.oid] = found
+        return True
 
     def rolled_back(self) -> set[str]:
         """The transaction that is open was rolled back: the tables of which something is not recorded any more."""

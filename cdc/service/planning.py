@@ -13,7 +13,7 @@ import structlog
 
 from cdc.changes.column_origin import ColumnOrigin
 from cdc.changes.relation import Relation
-from cdc.errors import CdcError, TableStopped
+from cdc.errors import CdcError, ReadAgain, TableStopped
 from cdc.routing.target_routes import TargetRoutes
 from cdc.service.held_partitions import HeldPartitions
 from cdc.target.applier import Applier
@@ -149,9 +149,10 @@ class Planning:
                 )
             return
         try:
-            plan = await self._make(found)
-            await self.partitions.join(found)
-            self.plans[relation] = plan
+            if await self.partitions.join(found):
+                self.plans[relation] = await self._make(found)
+            else:
+                self.plans[relation] = await self._make_before_read(found)
         except TableStopped:
             self._not_taken.add(relation)
             raise
@@ -164,12 +165,25 @@ class Planning:
             self._applier.forget(route)
         await self._make(relation)
 
-    async def _make(self, relation: Relation) -> TablePlan:
+    async def _make_before_read(self, relation: Relation) -> TablePlan:
+        """A plan for a partition whose rows are yet to be read: its changes may concern rows that are not here."""
+        try:
+            return await self._make(relation, overlap=True)
+        except TableStopped:
+            assert relation.leaf is not None  # it has joined the table of its root
+            raise ReadAgain(
+                f"{self._where}: the partition {relation.leaf.qualified_name} was attached to "
+                f"{relation.qualified_name} at the source, which streams nothing of the rows that it had: the worker "
+                "reads the table again by itself, and lets it go on then.",
+                source_table=relation.qualified_name,
+            ) from None
+
+    async def _make(self, relation: Relation, *, overlap: bool = False) -> TablePlan:
         try:
             self._check_identity(relation)
             route = self._routes.route_of(relation.schema, relation.name)
             assert route is not None  # it has the name under which it was loaded
-            if self.table_of(relation) in self._overlap:
+            if overlap or self.table_of(relation) in self._overlap:
                 return await self._applier.plan(relation, route, overlap=True)
             return await self._applier.plan(relation, route)
         except TableStopped as found:

@@ -6,7 +6,7 @@ hold or held, where a condition tells their rows on both sides; otherwise the wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,17 +56,19 @@ def partitions_moved(source: SourceTable, marks: Sequence[str]) -> bool:
     return not set(marks) <= now or not now - set(marks) <= born
 
 
-async def ask(owned: OwnedTarget, key: str, leaves: Mapping[int, tuple[SourceLeaf, ...]]) -> list[str]:
+async def ask(
+    owned: OwnedTarget, key: str, leaves: Mapping[int, tuple[SourceLeaf, ...]], waiting: Collection[str]
+) -> list[str]:
     """Compare what the target holds with the partitions that the source has, between two batches.
 
-    What joined without rows is recorded; where rows have to be read, that is asked for. Returns the tables of which
-    that is so.
+    What joined without rows is recorded; where rows have to be read, that is asked for, except for the tables that are
+    ``waiting`` for somebody to read them in another way. Returns the tables of which it was.
     """
     open_requests = {request.table for request in await resync_request.read_open(owned.session, key)}
     asked = []
     for oid, now in leaves.items():
         state = owned.planning.state_of(oid)
-        if state is None or state.source_name in open_requests:
+        if state is None or state.source_name in open_requests or state.source_name in waiting:
             continue
         table, partitions = state.source_name, owned.planning.partitions
         held = partitions.held.get(table)

@@ -127,7 +127,8 @@ class Resyncing:
         return await requests.next_open(owned.session, self._key, OPEN)
 
     async def _compare_partitions(self, owned: OwnedTarget) -> None:
-        for table in await resync_partitions.ask(owned, self._key, self.partitions):
+        waiting = [table for table, stop in self._delivery.stops.items() if stop.is_held]
+        for table in await resync_partitions.ask(owned, self._key, self.partitions, waiting):
             _log.info("partitions were attached or detached; the table is read again", target=self._target, table=table)
 
     async def _failed(self, request: Request | None, error: CdcError, backoff: Backoff) -> float:
@@ -269,7 +270,10 @@ class Resyncing:
         near_xid = await current_xid(errand.connection)
         leaves = held_all(layout.source.leaves)
 
-        async def begin(owned: OwnedTarget) -> None:
+        async def begin(owned: OwnedTarget) -> bool:
+            if request.within is not None and request.table in owned.positions.tables:
+                # It would go on at its target's position, and lack what it did not take meanwhile.
+                return False
             async with owned.fenced():
                 await errand.execute(owned, layout.tables.create())
                 await table_state.mark_overlap(
@@ -295,8 +299,11 @@ class Resyncing:
                 owned.planning.partitions.follow(request.table, leaves)
                 owned.planning.replan([request.table])
             owned.read_again(Tracking(found))
+            return True
 
-        await errand.do(begin)
+        if not await errand.do(begin):
+            await requests.record(errand.session, request.request, partitions_only=False, within=None)
+            raise ChunkLost("the table has stopped; all of it is read")
 
     async def _read_chunks(self, errand: Errand, request: Request) -> Request:
         """Step 3, then chunks until the table is exactly the source's; returns the request as it is then."""

@@ -21,7 +21,7 @@ class SourceLeaf:
 
     ``bound`` is a condition that its rows fulfil and no others of the root, in the names of the source's columns; `None`
     where only the source can tell. It may hold constants of the DDL: it does not belong into a message. ``key`` are the
-    columns of the index that identifies rows, in the order of the table; none where no index does.
+    columns of the index that identifies rows, by name; none where no index does.
     """
 
     leaf: Leaf

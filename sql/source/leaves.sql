@@ -41,7 +41,7 @@ SELECT t.root::bigint, c.oid::bigint, n.nspname::text, c.relname::text, t.attach
                  ON a.attrelid = x.indrelid AND a.attnum = ANY ((x.indkey::int2[])[0:x.indnkeyatts - 1])
               WHERE x.indrelid = c.oid AND x.indislive AND x.indisvalid AND x.indisunique AND x.indimmediate AND x.indpred IS NULL
                 AND ((c.relreplident = 'd' AND x.indisprimary) OR (c.relreplident = 'i' AND x.indisreplident))
-              ORDER BY a.attnum) AS key
+              ORDER BY a.attname) AS key
   FROM tree t
   JOIN pg_catalog.pg_class c ON c.oid = t.relid AND c.relkind <> 'p'
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
