@@ -270,15 +270,19 @@ class Resyncing:
         near_xid = await current_xid(errand.connection)
         leaves = held_all(layout.source.leaves)
 
-        async def begin(owned: OwnedTarget) -> bool:
-            if request.within is not None and request.table in owned.positions.tables:
-                # It would go on at its target's position, and lack what it did not take meanwhile.
-                return False
+        async def begin(owned: OwnedTarget) -> None:
+            # What it did not take since it stopped is read where all of it is; otherwise it has to catch up.
+            catches_up = request.within is not None and request.table in owned.positions.tables
+            if catches_up:
+                await owned.save()
             async with owned.fenced():
                 await errand.execute(owned, layout.tables.create())
-                await table_state.mark_overlap(
-                    owned.session, self._key, layout.route, source_oid=layout.source.relation.oid
-                )
+                if catches_up:
+                    await table_state.resume_in_overlap(owned.session, self._key, request.source)
+                else:
+                    await table_state.mark_overlap(
+                        owned.session, self._key, layout.route, source_oid=layout.source.relation.oid
+                    )
                 await requests.record(
                     owned.session,
                     request.request,
@@ -298,12 +302,14 @@ class Resyncing:
             if layout.source.relkind == "p":
                 owned.planning.partitions.follow(request.table, leaves)
                 owned.planning.replan([request.table])
-            owned.read_again(Tracking(found))
-            return True
+            if catches_up:
+                owned.track(Tracking(found))
+                owned.planning.set_overlap(owned.planning.overlap | {request.table})
+                self._delivery.release(request.table)
+            else:
+                owned.read_again(Tracking(found))
 
-        if not await errand.do(begin):
-            await requests.record(errand.session, request.request, partitions_only=False, within=None)
-            raise ChunkLost("the table has stopped; all of it is read")
+        await errand.do(begin)
 
     async def _read_chunks(self, errand: Errand, request: Request) -> Request:
         """Step 3, then chunks until the table is exactly the source's; returns the request as it is then."""

@@ -96,6 +96,7 @@ class Stops:
         """What is held is tried again now; the stream is started anew for it."""
         if table in self.current:
             self.current[table].is_held = False
+            self.current[table].retry_at = time.monotonic()
 
     def look_later(self, stop: Stop, wait_s: float = LOOK_AGAIN_S) -> None:
         """It still does not fit, or cannot be tried now."""

@@ -60,6 +60,7 @@ async def settled(replicated: Replicated) -> None:
         is_open = replicated.target.fetchval("SELECT count(*) FROM cdc.resync WHERE finished_at IS NULL")
         return held == there and not is_open and replicated.state("events") == "streaming"
 
+    await replicated.caught_up()
     async with asyncio.timeout(30):
         while not is_settled():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -149,7 +150,6 @@ async def test_what_attach_brings_and_detach_takes_follows(events: Replicated, r
         "INSERT INTO events VALUES (1, 1, 'in the default partition'), (2, 1, 'in the default partition')",
         rows=2,
     )
-    await do("ALTER TABLE events DETACH PARTITION events_2 CONCURRENTLY", rows=0) if False else None
     source.execute("DROP TABLE events_rest")
     async with events.worker():
         await settled(events)
