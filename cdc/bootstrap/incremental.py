@@ -23,7 +23,7 @@ from cdc.bootstrap.plan import Load
 from cdc.bootstrap.rounds import Work
 from cdc.bootstrap.targets import Loading
 from cdc.errors import CdcError, SetupError, TableStopped, TargetUnavailable
-from cdc.identifiers import quote, quote_qualified
+from cdc.identifiers import quote
 from cdc.lsn import Lsn
 from cdc.source.catalog import SourceTable
 from cdc.source.connection import Connection, source_errors

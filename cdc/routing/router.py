@@ -3,9 +3,9 @@
 `build_routes` is pure: it takes the configuration of one target and the tables of the source, and gives one `Route` per
 table that the target gets. It promises that nothing unasked leaves (invariant 7): a route's columns are exactly those
 that the configuration lists; only a target with ``columns = "all"`` has routes without a list, and only for tables that
-it lists no columns of. A partitioned table goes as a whole: where it is taken, none of its partitions is taken by itself,
-and none can be left out. What the configuration names and the source lacks is an error that names it and the nearest that
-there is; all errors of a target are reported at once.
+it lists no columns of. A partitioned table goes as a whole: where it is taken, none of its partitions is taken by
+itself, and none can be left out. What the configuration names and the source lacks is an error that names it and the
+nearest that there is; all errors of a target are reported at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from cdc.config import Config, TargetConfig
 from cdc.errors import ConfigurationError
 from cdc.routing.patterns import matches, nearest, split
 from cdc.routing.route import Route
-
 
 Partitions = Mapping[str, Sequence[str]]
 """Every table of the source that is a partition, ``schema.table`` to those that it is a partition of, nearest first."""
@@ -63,15 +62,15 @@ def _parts(
         parts.add(table)
         if table in target.tables:
             problems.append(
-                f'targets.{name}.tables."{table}": it is a partition of {whole}, which goes to this target with all its '
-                "partitions: take one of the two out"
+                f'targets.{name}.tables."{table}": it is a partition of {whole}, which goes to this target with all '
+                "its partitions: take one of the two out"
             )
-        for pattern in target.exclude:
-            if matches(pattern, table):
-                problems.append(
-                    f'targets.{name}.exclude: the pattern "{pattern}" covers {table}, a partition of {whole}, which goes '
-                    "as a whole: exclude that, too, or let its partitions in"
-                )
+        problems.extend(
+            f'targets.{name}.exclude: the pattern "{pattern}" covers {table}, a partition of {whole}, which goes as a '
+            "whole: exclude that, too, or let its partitions in"
+            for pattern in target.exclude
+            if matches(pattern, table)
+        )
     return parts
 
 

@@ -391,8 +391,8 @@ class OwnedTarget:
         self.positions.stop(table, commit_lsn)
         self._stops.add(table, commit_lsn, error, relation)
         self._metrics.error(error)
-        reason = "resync" if isinstance(error, ReadAgain) else "shape" if relation is not None else "rejected"
-        self._metrics.table_stopped(table, reason)
+        is_read = isinstance(error, ReadAgain)
+        self._metrics.table_stopped(table, "resync" if is_read else "shape" if relation is not None else "rejected")
         _log.error("table stopped", table=table, reason=str(error), sql=error.sql, lsn=str(commit_lsn))
 
     async def stop_for(self, table: str, commit_lsn: Lsn, error: CdcError) -> None:

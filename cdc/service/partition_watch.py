@@ -1,9 +1,9 @@
 """Which partitions the source's tables have, looked at every few seconds: ATTACH and DETACH send nothing.
 
-One small query asks for a mark of each partitioned table that a target of the lane has loaded; what the marks stand for
-is read only where one has changed. Two look at it. The reader of the stream puts relations where they belong from then
-on (`place`). And each target compares what it holds (`cdc.service.resyncing`), after that: so nothing that is read again
-misses a change which the reader put elsewhere.
+One small query asks for a mark of each partitioned table that a target of the lane has loaded; what the marks stand
+for is read only where one has changed. Two look at it. The reader of the stream puts relations where they belong from
+then on (`PartitionWatch.place_again`). And each target compares what it holds (`cdc.service.resyncing`), after that: so
+nothing that is read again misses a change which the reader put elsewhere.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Planning:
 
     @property
     def oids(self) -> frozenset[int]:
-        """The source's oids of the tables that are loaded here, and of their partitions, which keep them when renamed."""
+        """The source's oids of the tables that are loaded here, and of their partitions: a renamed one keeps it."""
         return self.partitions.oids.union(self._names)
 
     def state_of(self, oid: int) -> TableState | None:

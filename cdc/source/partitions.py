@@ -19,9 +19,10 @@ from cdc.source.connection import Connection, source_errors
 class SourceLeaf:
     """One leaf of a partitioned table.
 
-    ``bound`` is a condition that its rows fulfil and no others of the root, in the names of the source's columns; `None`
-    where only the source can tell. It may hold constants of the DDL: it does not belong into a message. ``key`` are the
-    columns of the index that identifies rows, by name; none where no index does.
+    ``bound`` is a condition that its rows fulfil and no others of the root, in the names of the source's columns;
+    `None` where only the source can tell. It may hold constants of the DDL: it does not belong into a message. ``key``
+    are the columns of the index that identifies rows, by name; none where no index does. ``key_is_global``: no row of
+    another leaf can have the same.
     """
 
     leaf: Leaf
@@ -32,6 +33,7 @@ class SourceLeaf:
     bytes: int
     pages: int
     key: tuple[str, ...]
+    key_is_global: bool
 
     @property
     def name(self) -> str:
@@ -58,16 +60,18 @@ async def read_leaves(connection: Connection, roots: Collection[int]) -> dict[in
         cursor = await connection.execute(statements.load("source", "leaves"), {"roots": sorted(roots)})
         rows = await cursor.fetchall()
     leaves: dict[int, tuple[SourceLeaf, ...]] = {}
-    for root, oid, schema, name, attachment, is_born, bound, relkind, persistence, identity, size, pages, key in rows:
+    for root, parts, oid, schema, name, attachment, is_born, bound, *rest in rows:
+        relkind, persistence, identity, size, pages, key = rest
         leaf = SourceLeaf(
-            Leaf(oid, schema, name, attachment, is_born),
-            bound,
-            relkind,
-            persistence,
-            ReplicaIdentity(identity),
-            size,
-            pages,
-            tuple(key),
+            leaf=Leaf(oid, schema, name, attachment, is_born),
+            bound=bound,
+            relkind=relkind,
+            persistence=persistence,
+            replica_identity=ReplicaIdentity(identity),
+            bytes=size,
+            pages=pages,
+            key=tuple(key),
+            key_is_global=set(parts) <= set(key),
         )
         leaves[root] = (*leaves.get(root, ()), leaf)
     return leaves

@@ -5,8 +5,8 @@ a target's statement log may be shipped elsewhere (invariant 8). Every one touch
 ordinals, and PostgreSQL's command tag tells how many rows it changed, which the caller compares.
 
 The target's table is ``t`` and the staged rows are ``s``. Tables that inherit from it are tables of their own: what is
-not written into the table names it with ONLY, unless it is partitioned. ``stage`` is the name of a staging table; its columns
-are named by place (`cdc.target.staging`): ``ordinal``, ``new_1``…, ``old_1``….
+not written into the table names it with ONLY, unless it is partitioned. ``stage`` is the name of a staging table; its
+columns are named by place (`cdc.target.staging`): ``ordinal``, ``new_1``…, ``old_1``….
 """
 
 from __future__ import annotations
@@ -179,8 +179,8 @@ def truncate(shapes: Sequence[TableShape], *, restart_identity: bool) -> str:
 def delete_leaf(shape: TableShape, columns: Sequence[tuple[str, str]] | None, bound: str) -> str:
     """Delete the rows of one partition of the source: those that fulfil ``bound``.
 
-    `None` for ``columns``: every name that it uses means the same here. Otherwise they pair those of the source with the
-    target's, and whatever else it names makes the server refuse the statement.
+    `None` for ``columns``: every name that it uses means the same here. Otherwise they pair those of the source with
+    the target's, and whatever else it names makes the server refuse the statement.
     """
     if columns is None:
         return f"DELETE FROM {shape.rows_name} AS t WHERE {bound}"

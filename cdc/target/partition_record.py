@@ -20,7 +20,7 @@ from cdc.target.table_state import TableName
 
 @dataclass(frozen=True, slots=True)
 class HeldLeaf:
-    """One leaf whose rows are here. ``bound`` is a condition for exactly these, in the source's names; it may be `None`.
+    """One leaf whose rows are here. ``bound`` is a condition for exactly these, in the source's names, or `None`.
 
     It may hold constants of the DDL: it does not belong into a message.
     """

@@ -28,6 +28,7 @@ from cdc.target.table_plan import TablePlan, TableShape
 
 FOREIGN_KEY_VIOLATION = "23503"
 UNIQUE_VIOLATION = "23505"
+CHECK_VIOLATION = "23514"
 _CAN_BE_DEFERRED = (FOREIGN_KEY_VIOLATION, UNIQUE_VIOLATION, "23P01")
 """Foreign keys, unique and exclusion constraints; a CHECK or NOT NULL cannot be."""
 
@@ -145,9 +146,11 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
             if server.sqlstate in _CAN_BE_DEFERRED
             else "Drop the constraint"
         )
+        breaks = f"breaks a rule that the source does not have ({server}). {mend}"
+        if server.sqlstate == CHECK_VIOLATION and server.constraint is None and plan.shape.is_partitioned:
+            breaks = f"has no partition of the target's table to go into ({server}). Create it, or a default partition"
         return BatchRejected(
-            f"{where}: {change} of {which} breaks a rule that the source does not have ({server}). {mend}; it is tried "
-            "again then.",
+            f"{where}: {change} of {which} {breaks}; it is tried again then.",
             source_table=plan.source_table,
             commit_lsn=part.commit_lsn,
             xid=part.xid,

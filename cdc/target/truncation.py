@@ -94,7 +94,7 @@ class Truncations:
 
 
 def empties(plans: Sequence[TablePlan], held: Held) -> bool:
-    """Whether a truncation of these leaves nothing in their tables: for each partitioned one, they are all its leaves."""
+    """Whether a truncation of these leaves nothing in their tables: of each partitioned one, they are all leaves."""
     return all(_is_whole(group, held) for group in _by_table(plans))
 
 

@@ -4,8 +4,9 @@
 -- statement (ATTACH writes the descriptions of all columns anew, CREATE TABLE … PARTITION OF leaves one as it was made).
 -- bound: a condition for exactly the rows of this leaf that another server understands alike; not for hash partitions,
 -- default partitions (it changes with their siblings) and ranges of types that servers may order differently.
-WITH RECURSIVE tree (root, relid, attachment, is_born, is_bounded) AS (
-    SELECT r.oid, r.oid, ''::text, true, true
+-- key_is_global: the key has every column that the tables on that way are partitioned by, and no expression is among these.
+WITH RECURSIVE tree (root, relid, attachment, is_born, is_bounded, parts) AS (
+    SELECT r.oid, r.oid, ''::text, true, true, '{}'::text[] COLLATE "C"
       FROM unnest(%(roots)s::oid[]) AS r (oid)
     UNION ALL
     SELECT t.root, i.inhrelid, i.xmin::text || '/' || t.attachment,
@@ -24,13 +25,16 @@ WITH RECURSIVE tree (root, relid, attachment, is_born, is_bounded) AS (
                               LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = k.attnum AND k.attnum > 0
                               LEFT JOIN pg_catalog.pg_type y ON y.oid = a.atttypid AND y.typtype = 'b'
                                AND y.typnamespace = 'pg_catalog'::regnamespace
-                             WHERE y.oid IS NULL)))
+                             WHERE y.oid IS NULL))),
+           t.parts || ARRAY(SELECT coalesce(a.attname::text, '') COLLATE "C"
+                              FROM unnest(p.partattrs::int2[]) AS k (attnum)
+                              LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = k.attnum AND k.attnum > 0)
       FROM tree t
       JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = t.relid
       JOIN pg_catalog.pg_inherits i ON i.inhparent = t.relid AND NOT i.inhdetachpending
       JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition
 )
-SELECT t.root::bigint, c.oid::bigint, n.nspname::text, c.relname::text, t.attachment, t.is_born,
+SELECT t.root::bigint, t.parts, c.oid::bigint, n.nspname::text, c.relname::text, t.attachment, t.is_born,
        CASE WHEN t.is_bounded AND c.relkind = 'r' THEN pg_get_partition_constraintdef(c.oid) END AS bound,
        c.relkind::text, c.relpersistence::text, c.relreplident::text,
        coalesce(pg_table_size(c.oid), 0)::bigint AS bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cdc.errors import ReadAgain
+from cdc.errors import BatchRejected, ReadAgain
 from cdc.routing.route import Route
 from cdc.source.connection import connect
 from cdc.source.partitions import read_leaves
@@ -68,7 +68,9 @@ async def test_rows_of_all_leaves_reach_one_table_and_move_between_leaves(replic
         "DELETE FROM events WHERE id = 3 AND kind = 'c'; INSERT INTO events VALUES (3, '2025-07-01', 'c', 'again');"
         "UPDATE events SET kind = 'b' WHERE id = 1 AND \"at\" = '2025-07-01' AND kind = 'c' AND false; COMMIT"
     )
-    source.execute("UPDATE events SET kind = 'd', \"at\" = '2030-01-01' WHERE id = 3 AND kind = 'b' AND \"at\" = '2025-07-01'")
+    source.execute(
+        "UPDATE events SET kind = 'd', \"at\" = '2030-01-01' WHERE id = 3 AND kind = 'b' AND \"at\" = '2025-07-01'"
+    )
     applied = await replica.deliver()
     assert set(applied.tables) == {"public.events"}
     assert not applied.was_strict
@@ -193,3 +195,21 @@ async def test_a_partition_is_known_to_be_born_or_attached_on_every_version(make
         (leaves,) = (await read_leaves(connection, [source.fetchval("SELECT 'r'::regclass::oid::int")])).values()
     assert {one.leaf.name for one in leaves if one.leaf.is_born} == {"born", "born_filled"}
     assert len(leaves) == 7
+
+
+async def test_a_target_whose_key_is_wider_or_that_lacks_a_partition(make_replica: MakeReplica) -> None:  # noqa: F811
+    replica = await make_replica(
+        "CREATE TABLE t (id int PRIMARY KEY, k int, v text)",
+        "CREATE TABLE t (id int, k int, v text, PRIMARY KEY (id, k)) PARTITION BY RANGE (k);"
+        "CREATE TABLE t_0 PARTITION OF t FOR VALUES FROM (0) TO (10);"
+        "CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (10) TO (20);",
+    )
+    source = replica.source
+    source.execute("INSERT INTO t SELECT n, n, 'v' FROM generate_series(1, 15) n")
+    await replica.deliver()
+    source.execute("UPDATE t SET v = 'new' WHERE id < 9; DELETE FROM t WHERE id = 4; UPDATE t SET k = 19 WHERE id = 5")
+    source.execute("UPDATE t SET id = id + 100, k = 20 - k WHERE id IN (6, 12); INSERT INTO t VALUES (4, 14, 'again')")
+    await replica.deliver()
+    source.execute("INSERT INTO t VALUES (50, 50, 'nowhere to go')")
+    with pytest.raises(BatchRejected, match="has no partition of the target's table to go into"):
+        await replica.deliver()

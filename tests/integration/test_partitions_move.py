@@ -1,4 +1,4 @@
-"""ATTACH, DETACH and DROP of partitions, of which the source streams nothing: what they bring and take follows all the same.
+"""ATTACH, DETACH and DROP of partitions, of which the source streams nothing: what they bring and take follows.
 
 The worker's lane runs in the test's own process (`tests.resync`), or does not run while it happens.
 """
@@ -6,13 +6,12 @@ The worker's lane runs in the test's own process (`tests.resync`), or does not r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 
-from cdc.lsn import Lsn
 from cdc.service import resyncing
 from cdc.target.resync_request import Request
+from tests.bootstrap import until
 from tests.conftest import MakeDatabase
 from tests.database import Database
 from tests.resync import Replicated
@@ -24,13 +23,15 @@ EVENTS = """
     CREATE TABLE events_rest PARTITION OF events DEFAULT;
     INSERT INTO events SELECT n, k, 'v' FROM generate_series(1, 20) n, unnest('{1,11,101}'::int[]) k;
 """
-FILLED = "CREATE TABLE {0} (v text, k int, id int, PRIMARY KEY (id, k)); INSERT INTO {0} SELECT 'old', {1}, n FROM generate_series(1, 30) n"
+FILLED = (
+    "CREATE TABLE {0} (v text, k int, id int, PRIMARY KEY (id, k));"
+    "INSERT INTO {0} SELECT 'old', {1}, n FROM generate_series(1, 30) n"
+)
 
 
 @pytest.fixture(autouse=True)
-def _polls_are_quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _polls_are_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resyncing, "POLL_S", 0.05)
-    yield
 
 
 @pytest.fixture
@@ -61,9 +62,7 @@ async def settled(replicated: Replicated) -> None:
         return held == there and not is_open and replicated.state("events") == "streaming"
 
     await replicated.caught_up()
-    async with asyncio.timeout(30):
-        while not is_settled():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    await until(is_settled)
     await replicated.assert_equal("events")
 
 
@@ -134,7 +133,8 @@ async def test_what_attach_brings_and_detach_takes_follows(events: Replicated, r
     await do(
         FILLED.format("events_2", 22),
         "ALTER TABLE events ATTACH PARTITION events_2 FOR VALUES FROM (20) TO (30)",
-        "UPDATE events SET v = 'after' WHERE id < 5; DELETE FROM events WHERE id = 30; UPDATE events SET k = 23 WHERE id = 9 AND k = 22",
+        "UPDATE events SET v = 'after' WHERE id < 5; DELETE FROM events WHERE id = 30;"
+        "UPDATE events SET k = 23 WHERE id = 9 AND k = 22",
         "INSERT INTO events VALUES (99, 22, 'after')",
         rows=30,
     )
@@ -178,11 +178,7 @@ async def test_detach_concurrently(source: Database, make_target: MakeDatabase) 
 async def test_a_partition_that_moves_to_another_table(events: Replicated) -> None:
     source = events.source
     source.execute("CREATE TABLE archive (LIKE events INCLUDING ALL) PARTITION BY RANGE (k)")
-    from cdc.service import loading, provision
-    from cdc.bootstrap.progress import Silence
-
-    await provision.setup(events.config, lambda _: None)
-    await loading.bootstrap(events.config, jobs=1, progress=Silence())
+    await events.load()
     async with events.worker():
         source.execute(
             "BEGIN; ALTER TABLE events DETACH PARTITION events_1;"
@@ -190,9 +186,7 @@ async def test_a_partition_that_moves_to_another_table(events: Replicated) -> No
         )
         source.execute("UPDATE archive SET v = 'archived' WHERE id < 10; INSERT INTO archive VALUES (77, 17, 'x')")
         await settled(events)
-        async with asyncio.timeout(30):
-            while events.rows(events.target, "archive") != events.rows(source, "archive"):
-                await asyncio.sleep(0.02)
+        await until(lambda: events.rows(events.target, "archive") == events.rows(source, "archive"))
         source.execute("UPDATE archive SET v = 'again' WHERE id < 10")
         await events.assert_equal("archive")
         await settled(events)
@@ -206,7 +200,8 @@ async def test_partitions_that_change_while_the_table_is_read_again(events: Repl
             + "; ALTER TABLE events ATTACH PARTITION events_3 FOR VALUES FROM (30) TO (40)",
             "ALTER TABLE events DETACH PARTITION events_1; UPDATE events_1 SET v = 'x'",
             "TRUNCATE events_0; INSERT INTO events VALUES (2, 2, 'after the truncate')",
-            "CREATE TABLE events_5 PARTITION OF events FOR VALUES FROM (50) TO (60); INSERT INTO events VALUES (5, 55, 'x')",
+            "CREATE TABLE events_5 PARTITION OF events FOR VALUES FROM (50) TO (60);"
+            "INSERT INTO events VALUES (5, 55, 'x')",
         ]
     )
 
