@@ -9,6 +9,7 @@
      │   ├─ SetupError              something that `cdc setup` or an administrator provides is missing
      │   ├─ ResyncNeeded            slot and position do not meet: a target can only be loaded again
      │   ├─ TableStopped            one table of one target cannot go on; the others can
+     │   │   └─ ReadAgain           it can when its rows have been read again, which the worker does by itself
      │   └─ BatchRejected           a target's constraint refuses a transaction that the source committed
      └─ TransientError              the same again, later, can succeed
          ├─ SourceUnavailable       no connection to the source, or it was lost
@@ -117,6 +118,10 @@ class TableStopped(TerminalError):
         self.commit_lsn = commit_lsn
         self.xid = xid
         self.relation = relation
+
+
+class ReadAgain(TableStopped):
+    """One table of one target cannot go on before its rows have been read again: the worker asks for that itself."""
 
 
 class BatchRejected(TerminalError):

@@ -48,7 +48,7 @@ from cdc.routing.route import Route
 from cdc.routing.router import build_routes
 from cdc.service import loading, provision, state
 from cdc.source import connection as source_connection
-from cdc.source.catalog import read_tables
+from cdc.source.catalog import ancestors_of, columns_of, read_tables
 from tests import warm
 from tests.database import Database, unique_name
 from tests.warm import Process
@@ -401,8 +401,7 @@ class Pipeline:
         """The routes of a target by the source's catalog of now."""
         async with await source_connection.connect(self.source.dsn, application_name="tests") as connection:
             tables = [table for table in await read_tables(connection) if table.is_publishable]
-        columns = {table.name: [column.name for column in table.relation.columns] for table in tables}
-        return build_routes(target, self.config.targets[target], columns)
+        return build_routes(target, self.config.targets[target], columns_of(tables), ancestors_of(tables))
 
     async def differences(self, *, leave_out: Sequence[str] = ()) -> dict[str, str]:
         """Tables that differ from the source, by ``target: schema.table``, with how; rows are a bag, values text.
@@ -441,7 +440,9 @@ class Pipeline:
             (route.source_schema, route.source_table) if of_source else (route.target_schema, route.target_table)
         )
         columns = ", ".join(f"{quote(pair[0] if of_source else pair[1])}::text" for pair in pairs)
-        return Counter(database.fetch(f"SELECT {columns} FROM ONLY {quote_qualified(schema, table)}"))
+        name = quote_qualified(schema, table)
+        is_partitioned = database.fetchval("SELECT relkind = 'p' FROM pg_class WHERE oid = %s::regclass", name)
+        return Counter(database.fetch(f"SELECT {columns} FROM {'' if is_partitioned else 'ONLY '}{name}"))
 
     def _columns(self, route: Route) -> list[str]:
         found = self.source.fetch(

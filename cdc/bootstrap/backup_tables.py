@@ -179,6 +179,8 @@ def _unrestorable(
         return "the source has it no more"
     if sources[route.source_name].row_filter is not None:
         return "its publication sends only some of its rows (a row filter)"
+    if sources[route.source_name].relkind == "p":
+        return "it is partitioned, and a backup does not say which of its partitions were attached when"
     state = loading.states.get(route.source_name)
     if state is None:
         return "it joined the configuration after the backup was asked for"

@@ -11,6 +11,7 @@ from cdc.config import Config, for_asyncpg
 from cdc.lsn import Lsn
 from cdc.routing.router import build_all_routes
 from cdc.source import heartbeat
+from cdc.source.catalog import ancestors_of, columns_of
 from cdc.source.connection import connect as connect_source
 from cdc.source.published import read_published_tables
 from cdc.source.slot import lane_slot, read_slots
@@ -28,9 +29,7 @@ async def is_complete(config: Config, targets: Sequence[str]) -> bool:
         if beat is None:
             return False
         tables = await read_published_tables(connection, config.source)
-    routes = build_all_routes(
-        config, {table.name: [column.name for column in table.relation.columns] for table in tables}
-    )
+    routes = build_all_routes(config, columns_of(tables), ancestors_of(tables))
     wanted = {route.source_name for of_target in routes.values() for route in of_target}
     sources = replicated(tables, wanted, lambda _: None)
     for target in targets:

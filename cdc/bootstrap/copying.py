@@ -300,13 +300,17 @@ async def _begin(connection: source.Connection, copy: TableCopy, snapshot: str) 
             raise SnapshotTooOld(f"{copy.route.source_name}: the snapshot is gone") from None
         try:
             await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'".encode())
-            await connection.execute(f"LOCK TABLE ONLY {name} IN ACCESS SHARE MODE".encode())
-            cursor = await connection.execute(statements.load("source", "copy_is_readable"), {"table": name})
+            await connection.execute(f"LOCK TABLE {copy.rows_name} IN ACCESS SHARE MODE".encode())
+            parameters = {"table": name, "leaves": copy.leaf_marks}
+            cursor = await connection.execute(statements.load("source", "copy_is_readable"), parameters)
             row = await cursor.fetchone()
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
             raise SnapshotTooOld(f"{copy.route.source_name}: the table is gone") from None
     if row is None or row[0] is not True:
-        raise SnapshotTooOld(f"{copy.route.source_name}: the table was rewritten or emptied after the snapshot")
+        partitions = "" if copy.leaf_marks is None else ", or its partitions are others"
+        raise SnapshotTooOld(
+            f"{copy.route.source_name}: the table was rewritten or emptied after the snapshot{partitions}"
+        )
 
 
 async def _read(connection: source.Connection, copy: TableCopy, part: Part, pace: Pace | None) -> AsyncIterator[bytes]:

@@ -23,7 +23,7 @@ from cdc.bootstrap.plan import Load
 from cdc.bootstrap.rounds import Work
 from cdc.bootstrap.targets import Loading
 from cdc.errors import CdcError, SetupError, TableStopped, TargetUnavailable
-from cdc.identifiers import quote, quote_qualified
+from cdc.identifiers import quote
 from cdc.lsn import Lsn
 from cdc.source.catalog import SourceTable
 from cdc.source.connection import Connection, source_errors
@@ -89,6 +89,7 @@ async def complete(job: Job, work: Work, sources: Mapping[str, SourceTable], con
                     consistent_from=consistent_from,
                     source_oid=sources[route.source_name].relation.oid,
                 )
+                await tables.record_partitions(session, work.access.pipeline, route, sources[route.source_name])
                 await hold_fence(connection, work.access)
                 return count
 
@@ -174,10 +175,9 @@ async def _with_ranges(lacking: Lacking, source: SourceTable, connection: Connec
     """The same with the ranges to compare: cut by what the source's keys are now, which they need not be exactly."""
     if lacking.source_key is None:
         return lacking
-    name = quote_qualified(source.relation.schema, source.relation.name)
     key = quote(lacking.source_key)
     with source_errors(f"look at the keys of {source.name}"):
-        query = f"SELECT pg_catalog.min({key})::int8, pg_catalog.max({key})::int8 FROM ONLY {name}"
+        query = f"SELECT pg_catalog.min({key})::int8, pg_catalog.max({key})::int8 FROM {source.rows_name}"
         row = await (await connection.execute(query.encode())).fetchone()
     lowest, highest = row or (None, None)
     return replace(lacking, ranges=key_ranges(lowest, highest, source.pages))

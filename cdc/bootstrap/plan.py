@@ -33,8 +33,9 @@ class TableCopy:
 
     ``expressions`` are SQL, one per column of ``target_columns``, in their order. ``references`` are the tables, schema
     and name, that foreign keys of the target's table point to, as far as they fire. ``pages`` and ``total_bytes``
-    (TOAST included) measure the source table. Only rows that satisfy ``row_filter`` are sent by the stream, and copied.
-    ``objects`` are the columns whose values name objects.
+    (TOAST included) measure the source table. ``rows_name`` is where its rows are read; of a partitioned table
+    ``leaf_marks`` say which leaves are expected. Only rows that satisfy ``row_filter`` are sent by the stream, and
+    copied. ``objects`` are the columns whose values name objects.
     """
 
     route: Route
@@ -44,17 +45,19 @@ class TableCopy:
     references: frozenset[tuple[str, str]]
     pages: int
     total_bytes: int
+    rows_name: str
+    leaf_marks: Sequence[str] | None = None
     row_filter: str | None = None
     objects: tuple[str, ...] = ()
 
     def statement(self, part: Part) -> str:
         """The COPY that reads one range at the source. Children by inheritance are tables of their own."""
-        name = quote_qualified(self.route.source_schema, self.route.source_table)
         conditions = [one for one in (self.row_filter, part.condition()) if one]
         if len(conditions) > 1:
             conditions = [f"({one})" for one in conditions]
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        return f"COPY (SELECT {', '.join(self.expressions)} FROM ONLY {name}{where}) TO STDOUT (FORMAT {self.format})"
+        columns = ", ".join(self.expressions)
+        return f"COPY (SELECT {columns} FROM {self.rows_name}{where}) TO STDOUT (FORMAT {self.format})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,8 @@ def plan_copy(
         references=shape.references,
         pages=source.pages,
         total_bytes=source.bytes,
+        rows_name=source.rows_name,
+        leaf_marks=source.leaf_marks,
         row_filter=source.row_filter,
         objects=columns_with_objects(source, travelling),
     )

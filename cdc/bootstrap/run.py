@@ -34,7 +34,7 @@ from cdc.lsn import Lsn
 from cdc.routing.patterns import nearest
 from cdc.routing.route import Route
 from cdc.routing.router import build_all_routes
-from cdc.source.catalog import SourceTable
+from cdc.source.catalog import SourceTable, ancestors_of, columns_of
 from cdc.source.clock import read_clock
 from cdc.source.connection import Connection, connect
 from cdc.source.published import read_published_tables
@@ -266,9 +266,7 @@ async def open_run(
     async with await connect(config.source.dsn.get_secret_value(), application_name=name) as connection:
         names = scope.names(config)
         found = await read_published_tables(connection, config.source)
-        routes = build_all_routes(
-            config, {table.name: [column.name for column in table.relation.columns] for table in found}
-        )
+        routes = build_all_routes(config, columns_of(found), ancestors_of(found))
         wanted = {route.source_name for target in names for route in routes[target]}
         sources = start.replicated(found, wanted, warn)
         await start.require_published(config, connection, tuple(sources.values()), must_be_readable=must_be_empty)

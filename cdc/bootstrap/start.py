@@ -127,7 +127,7 @@ async def require_published(
             + ("run `cdc setup` first" if config.source.manage_publications else "its owner has to create it first")
         )
     published = await publication.read_published(connection, names)
-    unpublished = sorted(table.name for table in tables if table.name not in published)
+    unpublished = sorted(table.name for table in tables if not publication.operations_of(published, table))
     if unpublished:
         raise SetupError(
             f"the publications {', '.join(names)} do not contain {', '.join(unpublished)}: "
@@ -277,6 +277,5 @@ def replicated(tables: Sequence[SourceTable], wanted: set[str], say: Callable[[s
     found = {table.name: table for table in tables if table.name in wanted}
     for table in found.values():
         if not table.is_publishable:
-            kind = "partitioned: its partitions are tables of their own" if table.relkind == "p" else "unlogged"
-            say(f"{table.name} is {kind}; it is not replicated")
+            say(f"{table.name} {table.why_not}; it is not replicated")
     return {name: table for name, table in found.items() if table.is_publishable}

@@ -22,9 +22,10 @@ from cdc.errors import SetupError, TableStopped, TargetUnavailable
 from cdc.lsn import Lsn
 from cdc.routing.route import Route
 from cdc.source.catalog import SourceTable
+from cdc.target import partition_record
 from cdc.target.catalog import TargetTable, read_table, read_tables
 from cdc.target.schema import NewTable, add_primary_key, create_table, new_table
-from cdc.target.session import target_errors
+from cdc.target.session import Session, target_errors
 from cdc.target.table_state import mark_copying, mark_overlap, mark_streaming
 
 T = TypeVar("T")
@@ -111,6 +112,7 @@ async def complete(
                         consistent_from=consistent_from,
                         source_oid=sources[route.source_name].relation.oid,
                     )
+                    await record_partitions(session, work.access.pipeline, route, sources[route.source_name])
                 await hold_fence(session.connection, work.access)
 
     await try_again(attempt)
@@ -130,6 +132,13 @@ async def complete_restored(loading: Loading, job: Job, load: Load, sources: Map
                 await hold_fence(session.connection, loading.access)
 
     await try_again(attempt)
+
+
+async def record_partitions(session: Session, key: str, route: Route, source: SourceTable) -> None:
+    """Record which leaves a table holds that was loaded from a partitioned one, in the transaction that is open."""
+    if source.relkind == "p":
+        name = route.source_schema, route.source_table
+        await partition_record.write(session, key, name, partition_record.held_all(source.leaves))
 
 
 def new_table_of(load: Load, sources: Mapping[str, SourceTable]) -> NewTable:
@@ -186,7 +195,7 @@ async def _begin_anew(
             return
     try:
         async with connection.transaction():
-            await connection.execute(f"TRUNCATE {table.sql_name}")
+            await connection.execute(f"TRUNCATE {table.rows_name}")
     except asyncpg.FeatureNotSupportedError:
         # A table that foreign keys point to cannot be truncated, only deleted from.
-        await connection.execute(f"DELETE FROM {table.sql_name}")
+        await connection.execute(f"DELETE FROM {table.rows_name}")

@@ -2,8 +2,8 @@
 
 `Accumulator` is fed the messages of one replication stream, in order, and hands out `Part` objects. It keeps row
 changes as the bytes they came in and looks only at their first five: the kind and the relation's oid. It does no I/O;
-when a relation uses a type it has not met, it stops with `UnknownTypes`, the caller asks the source's catalog, and
-feeds the rest.
+when a relation is new or uses a type it has not met, it stops with `UnknownTypes`, the caller asks the source's
+catalog, and feeds the rest.
 
 pgoutput (protocol 1) sends transactions one after another, in the order of their commits, never interleaved
 (PostgreSQL's manual, "Logical Streaming Replication Protocol"), so one open transaction is all the state there is.
@@ -11,11 +11,11 @@ pgoutput (protocol 1) sends transactions one after another, in the order of thei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from struct import Struct
 from typing import NoReturn
 
-from cdc.changes.relation import Column, DataType, Relation, ReplicaIdentity
+from cdc.changes.relation import Column, DataType, Place, Relation, ReplicaIdentity
 from cdc.changes.transaction import Kind, Mark, Part, Run, Truncation
 from cdc.changes.type_rows import TypeKey
 from cdc.errors import ProtocolError
@@ -43,26 +43,33 @@ _KINDS = {int(kind): kind for kind in Kind}
 
 
 class UnknownTypes(Exception):
-    """A relation uses types whose names are not known yet: learn ``keys`` and feed ``remaining``.
+    """A relation is new, or uses types whose names are not known yet: learn ``keys`` and feed ``remaining``.
 
-    Control flow, not an error: nothing of ``remaining`` has been taken in.
+    ``relations`` are oids of which it is not known whether they are partitions. Control flow, not an error: nothing of
+    ``remaining`` has been taken in.
     """
 
-    def __init__(self, keys: frozenset[TypeKey], remaining: Sequence[bytes]) -> None:
-        super().__init__(f"{len(keys)} types to look up")
+    def __init__(
+        self, keys: frozenset[TypeKey], remaining: Sequence[bytes], relations: frozenset[int] = frozenset()
+    ) -> None:
+        super().__init__(f"{len(keys)} types and {len(relations)} relations to look up")
         self.keys = keys
         self.remaining = remaining
+        self.relations = relations
 
 
 class Accumulator:
     """Collects the messages of one stream into parts.
 
     One accumulator serves one replication connection: after a reconnection the source describes its relations again.
-    A transaction is cut where a part of it has grown beyond ``part_bytes``.
+    A transaction is cut where a part of it has grown beyond ``part_bytes``. With ``with_roots`` the caller is asked of
+    every relation whether it is a partition, once (`place`), and its rows are those of its root then.
     """
 
-    def __init__(self, *, part_bytes: int) -> None:
+    def __init__(self, *, part_bytes: int, with_roots: bool = False) -> None:
         self._part_bytes = part_bytes
+        self._with_roots = with_roots
+        self._places: dict[int, Place | None] = {}
         self._relations: dict[int, Relation] = {}
         self._descriptions: dict[int, bytes] = {}
         self._types: dict[TypeKey, DataType] = {}
@@ -85,6 +92,23 @@ class Accumulator:
         for oid, modifier in asked - types.keys():
             schema, name = self._type_names.get(oid, ("pg_catalog", f"unknown type {oid}"))
             self._types[oid, modifier] = DataType(oid=oid, schema=schema, name=name, sql=f'"{schema}"."{name}"')
+
+    @property
+    def placed(self) -> frozenset[int]:
+        """The oids of all relations that were asked about."""
+        return frozenset(self._places)
+
+    def place(self, places: Mapping[int, Place], asked: Collection[int]) -> None:
+        """Take what the catalog says of the relations ``asked``; those without a place are no partitions now.
+
+        May be said again when that has changed: what comes from now on belongs there.
+        """
+        for oid in asked:
+            known, found = self._places.get(oid), places.get(oid)
+            self._places[oid] = found
+            if found != known and oid in self._relations:
+                relation = self._relations[oid]
+                self._relations[oid] = relation.by_itself() if found is None else relation.at(found)
 
     def take(self) -> list[Part]:
         """The parts that are complete since the last call, in order."""
@@ -142,7 +166,7 @@ class Accumulator:
                 open_part = self._control(message, open_part)
             except _NeedTypes as need:
                 self._open = open_part
-                raise UnknownTypes(need.keys, messages[index:]) from None
+                raise UnknownTypes(need.keys, messages[index:], need.relations) from None
             if open_part is not None and open_part.size > self._part_bytes:
                 open_part = self._cut(open_part)
         self._open = open_part
@@ -190,8 +214,9 @@ class Accumulator:
             return
         keys = frozenset((column.type_oid, column.typmod) for column in message.columns)
         missing = keys - self._types.keys()
-        if missing:
-            raise _NeedTypes(missing)
+        is_new = self._with_roots and message.oid not in self._places
+        if missing or is_new:
+            raise _NeedTypes(missing, frozenset({message.oid} if is_new else ()))
         try:
             identity = ReplicaIdentity(message.replica_identity)
         except ValueError:
@@ -200,7 +225,9 @@ class Accumulator:
             Column(column.name, self._types[column.type_oid, column.typmod], bool(column.flags & 1))
             for column in message.columns
         )
-        self._relations[message.oid] = Relation(message.oid, message.schema, message.name, identity, columns)
+        relation = Relation(message.oid, message.schema, message.name, identity, columns)
+        place = self._places.get(message.oid)
+        self._relations[message.oid] = relation if place is None else relation.at(place)
         self._descriptions[message.oid] = raw
 
     def _cut(self, part: Part) -> Part:
@@ -210,9 +237,10 @@ class Accumulator:
 
 
 class _NeedTypes(Exception):
-    def __init__(self, keys: frozenset[TypeKey]) -> None:
+    def __init__(self, keys: frozenset[TypeKey], relations: frozenset[int]) -> None:
         super().__init__()
         self.keys = keys
+        self.relations = relations
 
 
 def _damaged(message: bytes) -> NoReturn:

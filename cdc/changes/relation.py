@@ -9,7 +9,7 @@ caches by relation, caches by that object.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -90,20 +90,66 @@ class Column:
     is_key: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A partition that holds rows itself, by its own oid and name.
+
+    ``attachment`` is equal for the same partition of the same table and no other: when it was detached and attached
+    again it is another one. ``is_born``: it was created as a partition, so it held no rows before it was one.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    attachment: str
+    is_born: bool
+
+    @property
+    def qualified_name(self) -> str:
+        """``schema.table`` of the partition, unquoted."""
+        return f"{self.schema}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A leaf, and the partitioned table (its root) that it belongs to."""
+
+    leaf: Leaf
+    root_oid: int
+    root_schema: str
+    root_name: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Relation:
-    """The shape of one source table at one place of the stream. Columns are in the order in which tuples hold them."""
+    """The shape of one source table at one place of the stream. Columns are in the order in which tuples hold them.
+
+    The rows of a partitioned table come from its leaves. Such a relation has the oid and the name of the root, because
+    that is the table that is routed, recorded and shown; ``leaf`` says which of the partitions it is.
+    """
 
     oid: int
     schema: str
     name: str
     replica_identity: ReplicaIdentity
     columns: tuple[Column, ...]
+    leaf: Leaf | None = None
 
     @property
     def qualified_name(self) -> str:
         """``schema.table``, unquoted: the way configuration, metrics and messages name a table."""
         return f"{self.schema}.{self.name}"
+
+    def by_itself(self) -> Relation:
+        """The same relation as a table of its own: a leaf under its own oid and name."""
+        if self.leaf is None:
+            return self
+        leaf = self.leaf
+        return replace(self, oid=leaf.oid, schema=leaf.schema, name=leaf.name, leaf=None)
+
+    def at(self, place: Place) -> Relation:
+        """The same relation as a leaf of that place's root."""
+        return replace(self, oid=place.root_oid, schema=place.root_schema, name=place.root_name, leaf=place.leaf)
 
     @property
     def key(self) -> tuple[int, ...]:

@@ -87,3 +87,7 @@ class Part:
     def is_last(self) -> bool:
         """Whether the transaction ends with this part."""
         return self.end_lsn is not None
+
+    def without_changes(self) -> Part:
+        """The same with nothing in it: what is remembered of a part that has been applied, so that its rows can go."""
+        return Part(self.xid, self.commit_lsn, self.commit_time_us, self.is_first, self.end_lsn)

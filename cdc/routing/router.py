@@ -3,8 +3,9 @@
 `build_routes` is pure: it takes the configuration of one target and the tables of the source, and gives one `Route` per
 table that the target gets. It promises that nothing unasked leaves (invariant 7): a route's columns are exactly those
 that the configuration lists; only a target with ``columns = "all"`` has routes without a list, and only for tables that
-it lists no columns of. What the configuration names and the source lacks is an error that names it and the nearest that
-there is; all errors of a target are reported at once.
+it lists no columns of. A partitioned table goes as a whole: where it is taken, none of its partitions is taken by
+itself, and none can be left out. What the configuration names and the source lacks is an error that names it and the
+nearest that there is; all errors of a target are reported at once.
 """
 
 from __future__ import annotations
@@ -16,14 +17,20 @@ from cdc.errors import ConfigurationError
 from cdc.routing.patterns import matches, nearest, split
 from cdc.routing.route import Route
 
+Partitions = Mapping[str, Sequence[str]]
+"""Every table of the source that is a partition, ``schema.table`` to those that it is a partition of, nearest first."""
 
-def build_routes(name: str, target: TargetConfig, tables: Mapping[str, Sequence[str]]) -> tuple[Route, ...]:
+
+def build_routes(
+    name: str, target: TargetConfig, tables: Mapping[str, Sequence[str]], partitions: Partitions | None = None
+) -> tuple[Route, ...]:
     """The routes of one target, in the order of their source tables' names.
 
     Args:
         name: The target's name, for messages.
         target: What it asks for.
         tables: Every table of the source that could be replicated, ``schema.table`` to its columns.
+        partitions: Those of them that are partitions.
 
     Raises:
         ConfigurationError: a table, column or pattern names nothing of the source.
@@ -36,10 +43,35 @@ def build_routes(name: str, target: TargetConfig, tables: Mapping[str, Sequence[
             taken.add(table)
         else:
             problems.append(_unknown_table(f'targets.{name}.tables."{table}"', table, ours))
+    taken -= _parts(name, target, taken, partitions or {}, problems)
     routes = tuple(_route(name, target, table, ours[table], problems) for table in sorted(taken))
     if problems:
         raise ConfigurationError("\n".join(problems))
     return routes
+
+
+def _parts(
+    name: str, target: TargetConfig, taken: Collection[str], partitions: Partitions, problems: list[str]
+) -> set[str]:
+    """Those of the tables taken that go with the partitioned table that they are a part of."""
+    parts = set()
+    for table, ancestors in sorted(partitions.items()):
+        whole = next((ancestor for ancestor in reversed(ancestors) if ancestor in taken), None)
+        if whole is None:
+            continue
+        parts.add(table)
+        if table in target.tables:
+            problems.append(
+                f'targets.{name}.tables."{table}": it is a partition of {whole}, which goes to this target with all '
+                "its partitions: take one of the two out"
+            )
+        problems.extend(
+            f'targets.{name}.exclude: the pattern "{pattern}" covers {table}, a partition of {whole}, which goes as a '
+            "whole: exclude that, too, or let its partitions in"
+            for pattern in target.exclude
+            if matches(pattern, table)
+        )
+    return parts
 
 
 def route_of(target: TargetConfig, schema: str, table: str) -> Route | None:
@@ -62,13 +94,15 @@ def route_of(target: TargetConfig, schema: str, table: str) -> Route | None:
     return Route(schema, table, target_schema, target_table, columns, *_kept(wanted))
 
 
-def build_all_routes(config: Config, tables: Mapping[str, Sequence[str]]) -> dict[str, tuple[Route, ...]]:
+def build_all_routes(
+    config: Config, tables: Mapping[str, Sequence[str]], partitions: Partitions | None = None
+) -> dict[str, tuple[Route, ...]]:
     """The routes of every target, by its name. Raises one `ConfigurationError` for what is wrong with any of them."""
     routes: dict[str, tuple[Route, ...]] = {}
     problems = unknown_modes(config, tables)
     for name, target in config.targets.items():
         try:
-            routes[name] = build_routes(name, target, tables)
+            routes[name] = build_routes(name, target, tables, partitions)
         except ConfigurationError as error:
             problems.append(str(error))
     if problems:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
+from cdc.changes.relation import Relation
 from cdc.config import TargetConfig
 from cdc.routing.route import Route
 from cdc.routing.router import route_of
@@ -39,6 +40,15 @@ class TargetRoutes:
             return None
         route = route_of(self.config, schema, table)
         return route if route is None or not self.is_beside else beside(route)
+
+    def resolve(self, relation: Relation) -> Relation:
+        """A leaf of a partitioned table as a part of it, or as a table of its own where only that is wanted."""
+        return relation.by_itself() if self.route_of(relation.schema, relation.name) is None else relation
+
+    def wants(self, relation: Relation) -> bool:
+        """Whether a relation of the stream goes to this generation."""
+        found = self.resolve(relation)
+        return self.route_of(found.schema, found.name) is not None
 
     def places(self, routes: tuple[Route, ...]) -> tuple[Route, ...]:
         """Those of a target's routes that this generation has, each leading to where its table stands."""

@@ -25,7 +25,7 @@ from cdc.routing.target_routes import TargetRoutes
 from cdc.service.sequences import used_by
 from cdc.source import check as source_check
 from cdc.source import heartbeat
-from cdc.source.catalog import SourceTable, read_origins
+from cdc.source.catalog import SourceTable, ancestors_of, columns_of, read_origins
 from cdc.source.connection import connect as connect_source
 from cdc.source.published import read_published_tables
 from cdc.source.replication import ReplicationConnection
@@ -117,9 +117,9 @@ def _route(name: str, target: TargetConfig, source: _Source | None) -> tuple[lis
     """The routes of one target, or what is wrong with them."""
     if source is None:
         return [], ()
-    columns = {table: [column.name for column in found.relation.columns] for table, found in source.tables.items()}
+    tables = source.tables.values()
     try:
-        return [], build_routes(name, target, columns)
+        return [], build_routes(name, target, columns_of(tables), ancestors_of(tables))
     except ConfigurationError as error:
         return [Finding(Severity.ERROR, name, "configuration", line) for line in str(error).splitlines()], ()
 
@@ -138,9 +138,7 @@ def _without_unreplicable(
     left_out = {name for name in taken - named if not source.tables[name].is_publishable}
     findings = []
     for name in sorted(left_out):
-        is_partitioned = source.tables[name].relkind == "p"
-        kind = "partitioned: its partitions are tables of their own" if is_partitioned else "unlogged: it has no WAL"
-        message = f"taken by a pattern, and {kind}; it is not replicated"
+        message = f"taken by a pattern, and {source.tables[name].why_not}; it is not replicated"
         findings.append(Finding(Severity.INFO, "source", f"table {name}", message))
     return findings, {
         target: tuple(route for route in of_target if route.source_name not in left_out)

@@ -122,6 +122,11 @@ class Delivery:
         return self._position
 
     @property
+    def table_oids(self) -> frozenset[int]:
+        """The source's oids of the tables that are loaded; none before the target was taken."""
+        return self._oids or frozenset()
+
+    @property
     def acknowledgeable(self) -> Lsn | None:
         """Up to where this target needs nothing from the slot any more; `None` while that is not known.
 
@@ -189,9 +194,9 @@ class Delivery:
         """Whether the relation goes to this target; asked for every transaction, so remembered."""
         wanted = self._wanted.get(relation)
         if wanted is None:
-            wanted = self._generation.route_of(relation.schema, relation.name) is not None
+            wanted = self._generation.wants(relation)
             # A table that was loaded and has another name now is of interest; before the target is taken, any may be.
-            wanted |= self._oids is None or relation.oid in self._oids
+            wanted |= self._oids is None or not self._oids.isdisjoint((relation.oid, relation.by_itself().oid))
             self._wanted[relation] = wanted
         return wanted
 

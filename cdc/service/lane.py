@@ -51,6 +51,7 @@ from cdc.service.acknowledgement import Acknowledgement
 from cdc.service.delivery import Delivery
 from cdc.service.heartbeats import Heartbeats, write_heartbeats
 from cdc.service.histories import read_history, read_system
+from cdc.service.partition_watch import PartitionWatch
 from cdc.service.receiving import receive
 from cdc.service.retry import Backoff, until_done
 from cdc.source.clock import read_clock
@@ -339,6 +340,7 @@ class Lane:
         self._began = time.monotonic()
         _log.info("streaming", slot=slot.name, confirmed_flush_lsn=str(slot.confirmed_flush_lsn))
 
+        partitions = PartitionWatch(self._config.worker.partition_poll_s)
         async with asyncio.TaskGroup() as tasks:
             receiving = tasks.create_task(
                 self._guard(
@@ -348,6 +350,7 @@ class Lane:
                         self._deliveries,
                         acknowledgement=self._acknowledgement,
                         answer=self._progress.set,
+                        partitions=partitions,
                         metrics=self._metrics,
                         settings=self._config.worker,
                     )
@@ -356,6 +359,7 @@ class Lane:
             helpers = [
                 tasks.create_task(self._guard(self._report(stream))),
                 tasks.create_task(self._guard(self._watch(catalog))),
+                tasks.create_task(self._guard(partitions.watch(catalog, self._deliveries))),
                 tasks.create_task(
                     write_heartbeats(
                         self._source.dsn.get_secret_value(),

@@ -36,6 +36,7 @@ from cdc.service import provision, swapping
 from cdc.service.load_stream import LoadStream
 from cdc.service.resync import Rebuild
 from cdc.service.resync_rows import CountedRows
+from cdc.source.catalog import ancestors_of, columns_of
 from cdc.source.connection import connect
 from cdc.source.published import read_published_tables
 from cdc.target import backup_load
@@ -131,11 +132,8 @@ async def _finish(config: Config, names: Sequence[str], progress: Progress, scop
     application = application_name(config)
     dsn = config.source.dsn.get_secret_value()
     async with AsyncExitStack() as stack, await connect(dsn, application_name=application) as connection:
-        tables = {
-            table.name: [column.name for column in table.relation.columns]
-            for table in await read_published_tables(connection, config.source)
-        }
-        routes = build_all_routes(config, tables)
+        tables = await read_published_tables(connection, config.source)
+        routes = build_all_routes(config, columns_of(tables), ancestors_of(tables))
         targets = {}
         for name in names:
             loading = await look(config, swapping.present_aim(config, name), routes[name])

@@ -19,20 +19,22 @@ import structlog
 
 from cdc.changes.relation import Relation
 from cdc.changes.transaction import Part
-from cdc.errors import CdcError, TableStopped
+from cdc.errors import CdcError, ReadAgain, TableStopped
 from cdc.lsn import Lsn
 from cdc.observe.metrics import TargetMetrics
 from cdc.routing.patterns import split
 from cdc.routing.target_routes import TargetRoutes
 from cdc.service.heartbeats import Heartbeats, heartbeat_in
+from cdc.service.held_partitions import HeldPartitions
 from cdc.service.planning import Planning
 from cdc.service.positions import Positions
-from cdc.service.stops import Stop, Stops
+from cdc.service.stops import Stop, Stops, record
 from cdc.service.tracking import Tracking
 from cdc.source.heartbeat import Heartbeat
 from cdc.target import position, table_state
 from cdc.target.applier import Applied, Applier, Plans
 from cdc.target.generation import pipeline_of
+from cdc.target.partition_record import HeldLeaves
 from cdc.target.session import Session, target_errors
 from cdc.target.table_state import RowCounts, TableName
 
@@ -52,12 +54,13 @@ class OwnedTarget:
         owned: position.Ownership,
         routes: TargetRoutes,
         states: Sequence[table_state.TableState],
+        partitions: Mapping[str, HeldLeaves],
         *,
         stops: Stops,
         metrics: TargetMetrics,
         heartbeats: Heartbeats,
     ) -> None:
-        """``states`` are those of the tables that are loaded; changes of any other table are left out.
+        """``states`` are those of the tables that are loaded, with their ``partitions``; any other is left out.
 
         What is stored goes by the key that was taken; heartbeats carry the name of its pipeline.
         """
@@ -81,7 +84,9 @@ class OwnedTarget:
             session, owned.target, follows=config.follows, routes=[route for route in named if route is not None]
         )
         self.tracking: Tracking | None = None
-        self.planning = Planning(self._applier, routes, owned.target, session.where, states)
+        self._applier.held.update(partitions)
+        held_partitions = HeldPartitions(session, owned.key, self._applier.held)
+        self.planning = Planning(self._applier, routes, owned.target, session.where, states, held_partitions)
         self._counts: dict[TableName, RowCounts] = {}
         self._counted_at = time.monotonic()
         self.positions = Positions(
@@ -165,18 +170,20 @@ class OwnedTarget:
                     size += part.size
                     newest = self._heartbeat_in(part) or newest
                     if part.is_last:
-                        ended.append(_without_changes(part))
+                        ended.append(part.without_changes())
             if self.tracking is not None:
                 await self.tracking.before_commit(self._session, self._key, self.positions, ended)
         except CdcError:
             if self.tracking is not None:
                 self.tracking.rolled_back()
+            self.planning.rolled_back()
             if has_begun and not connection.is_closed():
                 with target_errors("rolling back", self._session.where):
                     await connection.execute("ROLLBACK")
             raise
         total = self._count(done)
         await self._commit(ended, newest=newest)
+        self.planning.partitions.committed()
         if self.tracking is not None:
             self.tracking.committed(self.planning)
         self._metrics.batch_applied(
@@ -224,7 +231,7 @@ class OwnedTarget:
         return self.planning.plans
 
     def _holds(self, relation: Relation, part: Part) -> bool:
-        return self.positions.skips(relation.qualified_name, part)
+        return self.positions.skips(self.planning.table_of(relation), part)
 
     def _count(self, applied: Applied) -> Counter[str]:
         """Add to the counters of the tables, to be written when it is time; returns the sums of a batch."""
@@ -384,7 +391,8 @@ class OwnedTarget:
         self.positions.stop(table, commit_lsn)
         self._stops.add(table, commit_lsn, error, relation)
         self._metrics.error(error)
-        self._metrics.table_stopped(table, "shape" if relation is not None else "rejected")
+        is_read = isinstance(error, ReadAgain)
+        self._metrics.table_stopped(table, "resync" if is_read else "shape" if relation is not None else "rejected")
         _log.error("table stopped", table=table, reason=str(error), sql=error.sql, lsn=str(commit_lsn))
 
     async def stop_for(self, table: str, commit_lsn: Lsn, error: CdcError) -> None:
@@ -430,21 +438,5 @@ class OwnedTarget:
         return True
 
     async def _record(self, stop: Stop, changed: Mapping[str, Lsn | None]) -> None:
-        schema, name = split(stop.table)
-        route = self._routes.route_of(schema, name)
         held = changed.get(stop.table) or self.positions.tables[stop.table].held
-        if route is not None:
-            await table_state.stop(
-                self._session,
-                self._key,
-                route,
-                position=held,
-                reason=str(stop.error),
-                mend=stop.error.sql,
-                sqlstate=stop.error.server.sqlstate if stop.error.server else None,
-            )
-
-
-def _without_changes(part: Part) -> Part:
-    """What `Positions.after` needs of an applied part; its rows can go."""
-    return Part(part.xid, part.commit_lsn, part.commit_time_us, part.is_first, part.end_lsn)
+        await record(self._session, self._key, self._routes.route_of(*split(stop.table)), stop, held)

@@ -14,8 +14,9 @@ import structlog
 
 from cdc.changes.column_origin import ColumnOrigin
 from cdc.changes.relation import Relation
-from cdc.errors import CdcError, TableStopped
+from cdc.errors import CdcError, ReadAgain, TableStopped
 from cdc.routing.target_routes import TargetRoutes
+from cdc.service.held_partitions import HeldPartitions
 from cdc.target.applier import Applier
 from cdc.target.lacking import ColumnsLacking
 from cdc.target.remedies import load_table_again
@@ -45,9 +46,17 @@ class Planning:
     """
 
     def __init__(
-        self, applier: Applier, routes: TargetRoutes, target: str, where: str, states: Sequence[TableState]
+        self,
+        applier: Applier,
+        routes: TargetRoutes,
+        target: str,
+        where: str,
+        states: Sequence[TableState],
+        partitions: HeldPartitions,
     ) -> None:
         self._applier = applier
+        self._states = states
+        self.partitions = partitions
         self._routes = routes
         self._target = target
         self._where = where
@@ -58,6 +67,7 @@ class Planning:
         self._not_taken: set[Relation] = set()
         self._ignored: set[str] = set()
         self._explained: dict[tuple[Relation, str], TableStopped] = {}
+        self._resolved: dict[Relation, Relation] = {}
         self.plans: dict[Relation, TablePlan] = {}
         self._source: SourceCatalog | None = None
 
@@ -68,8 +78,13 @@ class Planning:
 
     @property
     def oids(self) -> frozenset[int]:
-        """The source's oids of the tables that are loaded here: a table keeps its own when it is renamed."""
-        return frozenset(self._names)
+        """The source's oids of the tables that are loaded here, and of their partitions: a renamed one keeps it."""
+        return self.partitions.oids.union(self._names)
+
+    def state_of(self, oid: int) -> TableState | None:
+        """What was recorded of the table with this oid at the source when the target was taken; `None`: not loaded."""
+        name = self._names.get(oid)
+        return next((state for state in self._states if state.source_name == name), None)
 
     @property
     def overlap(self) -> frozenset[str]:
@@ -82,7 +97,7 @@ class Planning:
         changed = self._overlap ^ tables
         self._overlap = set(tables)
         self._loaded |= tables
-        self._replan(changed)
+        self.replan(changed)
 
     def leave_out(self, tables: Iterable[str]) -> None:
         """Take nothing of these tables any more."""
@@ -90,25 +105,55 @@ class Planning:
         self._overlap -= tables
         self._loaded -= tables
         self._ignored |= tables
-        self._replan(tables)
+        self.replan(tables)
 
-    def _replan(self, tables: Collection[str]) -> None:
+    def replan(self, tables: Collection[str]) -> None:
         """Forget what is planned for these tables: the next batch that has changes of them plans it again."""
         self.plans = {relation: plan for relation, plan in self.plans.items() if self.table_of(relation) not in tables}
         self._not_taken = {relation for relation in self._not_taken if self.table_of(relation) not in tables}
+        self._resolved.clear()
+
+    def rolled_back(self) -> None:
+        """The transaction that is open was rolled back."""
+        self.replan(self.partitions.rolled_back())
 
     def knows(self, relation: Relation) -> bool:
         """Whether it was planned, or found not to be taken."""
         return relation in self.plans or relation in self._not_taken
 
     def table_of(self, relation: Relation) -> str:
-        """The name (``schema.table``) under which the relation was loaded, or else the one that it has."""
-        return self._names.get(relation.oid, relation.qualified_name)
+        """The name (``schema.table``) under which the relation was loaded, or else the one that it has.
+
+        That of a partition is its root's, unless it is taken as a table of its own here.
+        """
+        found = self.resolve(relation)
+        return self._names.get(found.oid, found.qualified_name)
+
+    def resolve(self, relation: Relation) -> Relation:
+        """The relation as this target takes it: a partition as a part of its root, or as a table of its own."""
+        found = self._resolved.get(relation)
+        if found is None:
+            found = self._resolved[relation] = self._resolve(relation)
+        return found
+
+    def _resolve(self, relation: Relation) -> Relation:
+        if relation.leaf is None:
+            if self._names.get(relation.oid) is not None:
+                return relation
+            place = self.partitions.place_of(relation, self._states)
+            return relation if place is None else relation.at(place)
+        alone = relation.by_itself()
+        if relation.oid in self._names or relation.qualified_name in self._loaded:
+            return relation
+        if alone.oid in self._names or alone.qualified_name in self._loaded:
+            # It was loaded before its root was wanted, and goes on until that is.
+            return alone
+        return self._routes.resolve(relation)
 
     async def plan(self, relation: Relation) -> None:
         """Add the relation to `plans`, unless this target does not take it. Raises `TableStopped`, once a relation."""
-        table = self.table_of(relation)
-        is_routed = self._routes.route_of(relation.schema, relation.name) is not None
+        table, found = self.table_of(relation), self.resolve(relation)
+        is_routed = self._routes.route_of(found.schema, found.name) is not None
         if table not in self._loaded:
             self._not_taken.add(relation)
             if is_routed and table not in self._ignored:
@@ -120,7 +165,10 @@ class Planning:
                 )
             return
         try:
-            made = await self._make(relation)
+            if await self.partitions.join(found):
+                made = await self._make(found)
+            else:
+                made = await self._make_before_read(found)
         except TableStopped:
             self._not_taken.add(relation)
             raise
@@ -147,6 +195,7 @@ class Planning:
 
     async def plan_again(self, relation: Relation) -> None:
         """See whether a relation that could not be planned fits now. Raises `TableStopped` when it still does not."""
+        relation = self.resolve(relation)
         route = self._routes.route_of(relation.schema, relation.name)
         if route is not None:
             self._applier.forget(route)
@@ -158,12 +207,25 @@ class Planning:
                 _log.info("the source cannot be asked about a type", table=relation.qualified_name, reason=str(refusal))
         await self._make(relation)
 
-    async def _make(self, relation: Relation) -> TablePlan:
+    async def _make_before_read(self, relation: Relation) -> TablePlan:
+        """A plan for a partition whose rows are yet to be read: its changes may concern rows that are not here."""
+        try:
+            return await self._make(relation, overlap=True)
+        except TableStopped:
+            assert relation.leaf is not None  # it has joined the table of its root
+            raise ReadAgain(
+                f"{self._where}: the partition {relation.leaf.qualified_name} was attached to "
+                f"{relation.qualified_name} at the source, which streams nothing of the rows that it had: the worker "
+                "reads the table again by itself, and lets it go on then.",
+                source_table=relation.qualified_name,
+            ) from None
+
+    async def _make(self, relation: Relation, *, overlap: bool = False) -> TablePlan:
         try:
             self._check_identity(relation)
             route = self._routes.route_of(relation.schema, relation.name)
             assert route is not None  # it has the name under which it was loaded
-            if self.table_of(relation) in self._overlap:
+            if overlap or self.table_of(relation) in self._overlap:
                 return await self._applier.plan(relation, route, overlap=True)
             return await self._applier.plan(relation, route)
         except TableStopped as found:

@@ -49,8 +49,7 @@ async def setup(config: Config, say: Say) -> None:
         config.source.dsn.get_secret_value(), application_name=f"{config.source.application_name} setup"
     ) as source:
         tables = {table.name: table for table in await read_published_tables(source, config.source)}
-        columns = {name: [column.name for column in table.relation.columns] for name, table in tables.items()}
-        routes = build_all_routes(config, columns)
+        routes = build_all_routes(config, catalog.columns_of(tables.values()), catalog.ancestors_of(tables.values()))
         wanted = {route.source_name for of_target in routes.values() for route in of_target}
         await _set_up_source(config, source, [tables[name] for name in sorted(wanted)], say)
     failures: list[CdcError] = []

@@ -11,7 +11,7 @@ from cdc.observe.metrics import LaneMetrics
 from cdc.pgoutput.framing import Keepalive, split_frames
 from cdc.service.acknowledgement import Acknowledgement
 from cdc.service.delivery import Delivery
-from cdc.source.catalog import describe_types
+from cdc.service.partition_watch import PartitionWatch
 from cdc.source.connection import Connection
 from cdc.source.replication import ReplicationConnection
 
@@ -23,25 +23,26 @@ async def receive(
     *,
     acknowledgement: Acknowledgement,
     answer: Callable[[], None],
+    partitions: PartitionWatch,
     metrics: LaneMetrics,
     settings: WorkerConfig,
 ) -> None:
     """Read the stream for ever, and note in ``acknowledgement`` how much has come.
 
-    ``catalog`` is asked about types that the stream has not met; ``answer`` is called when the source wants to hear of
-    us.
+    ``catalog`` is asked about types and relations that the stream has not met; ``answer`` is called when the source
+    wants to hear of us. ``partitions`` knows when relations have become partitions, or none any more.
     """
-    accumulator = Accumulator(part_bytes=settings.max_batch_bytes)
+    accumulator = Accumulator(part_bytes=settings.max_batch_bytes, with_roots=True)
     while True:
         messages, keepalives = split_frames(await stream.receive())
+        await partitions.place_again(catalog, accumulator)
         metrics.received(messages=len(messages), size_bytes=sum(map(len, messages)))
         while messages:
             try:
                 accumulator.feed(messages)
                 break
             except UnknownTypes as unknown:
-                accumulator.learn(await describe_types(catalog, unknown.keys), unknown.keys)
-                messages = list(unknown.remaining)
+                messages = await partitions.learn(catalog, accumulator, unknown)
         for part in accumulator.take():
             acknowledgement.receive(part.end_lsn or part.commit_lsn)
             for delivery in deliveries:

@@ -7,13 +7,14 @@ holds. When so much is changed while one is read that the changes cannot be reme
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from uuid import uuid4
 
 import psycopg
 
 from cdc.bootstrap.pipe import read_copy
 from cdc.changes.transaction_ids import SnapshotIds
+from cdc.service.resync_partitions import partitions_moved
 from cdc.service.resync_plan import Layout
 from cdc.service.resync_steps import Errand
 from cdc.service.tracking import ChunkLost, Result, Tracking
@@ -55,14 +56,19 @@ class ChunkReader:
         tracking: Tracking,
         before_mark: Callable[[Request], Awaitable[None]],
         most_rows: int = CHUNK_ROWS[1],
+        leaf_marks: Sequence[str] = (),
     ) -> None:
-        """``before_mark`` is awaited when a chunk is staged and not yet marked; no chunk has over ``most_rows``."""
+        """``before_mark`` is awaited when a chunk is staged and not yet marked; no chunk has over ``most_rows``.
+
+        ``leaf_marks`` say which leaves a partitioned table had when its first chunk was to be read.
+        """
         self._errand = errand
         self._tracking = tracking
         self._before_mark = before_mark
         self._most_rows = most_rows
         self._rows = min(FIRST_ROWS, most_rows)
         self._layout: tuple[object, ...] | None = None
+        self._leaf_marks = leaf_marks
         self._began = time.monotonic()
         self._read = 0
 
@@ -146,6 +152,8 @@ class ChunkReader:
     def _compare(self, request: Request, layout: Layout) -> None:
         """Raise `Restructured` when what is merged or staged does not belong to the table any more."""
         if layout.source.relation.oid != request.source_oid or layout.form != request.key_form:
+            raise Restructured
+        if partitions_moved(layout.source, self._leaf_marks) or (request.within and not request.partitions_only):
             raise Restructured
         seen = (layout.columns, layout.tables.row_columns, layout.tables.order)
         if self._layout is not None and self._layout != seen:

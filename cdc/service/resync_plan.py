@@ -22,7 +22,7 @@ from cdc.service.tracking import key_form
 from cdc.source.catalog import SourceTable
 from cdc.source.chunks import KeyColumn, TableRead
 from cdc.source.connection import Connection, source_errors
-from cdc.source.publication import read_published
+from cdc.source.publication import operations_of, read_published
 from cdc.source.published import read_published_tables
 from cdc.target.catalog import TargetTable, read_table
 from cdc.target.merge import ResyncTables, fixed_columns
@@ -30,6 +30,7 @@ from cdc.target.schema import NewTable, new_table
 from cdc.target.session import Session, target_errors
 from cdc.target.table_plan import TableShape, plan_table
 from cdc.target.table_state import TableName, TableState
+from cdc.target.truncation import alike_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,11 @@ class Layout:
     read: TableRead
     tables: ResyncTables
     facts: Facts
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether each column of the source is here under the same name and of the same type."""
+        return alike_columns(self.source.relation, self.route, self.shape) is None
 
     @property
     def form(self) -> str:
@@ -77,7 +83,7 @@ async def read_source(connection: Connection, config: Config, route: Route) -> S
     if source is None or not source.is_publishable:
         raise SetupError(f"the source has no table {route.source_name} that can be replicated")
     published = await read_published(connection, config.source.publication_names)
-    operations = published.get(route.source_name, frozenset())
+    operations = operations_of(published, source) or frozenset()
     wanted = {"insert", "update", "delete"} if source.usable_identity else {"insert"}
     if not wanted <= operations:
         raise SetupError(f"the source does not publish {route.source_name} in full: run `cdc setup`")
@@ -107,8 +113,11 @@ async def look(
     source: SourceTable,
     request: int,
     state: TableState | None,
+    within: str | None = None,
 ) -> Layout:
     """Put both sides together. Raises `TableStopped` where the rows cannot be written as they are.
+
+    ``within``: only those that fulfil this condition are read; every name in it means the same on both sides.
 
     `SetupError` where a row that differs could only be deleted and written anew, and more hangs on it.
     """
@@ -154,8 +163,17 @@ async def look(
         may_be_swapped=config_of.follows and state is not None and state.created_by_cdc,
         keeps_deleted=route.keeps_deleted,
     )
-    read = TableRead(route.source_schema, route.source_table, copy.expressions, key, copy.format, source.row_filter)
-    return Layout(source, route, shape, copy, read, ResyncTables(request, shape, tuple(places)), facts)
+    read = TableRead(
+        route.source_schema,
+        route.source_table,
+        source.rows_name,
+        copy.expressions,
+        key,
+        copy.format,
+        row_filter=source.row_filter,
+        within=within,
+    )
+    return Layout(source, route, shape, copy, read, ResyncTables(request, shape, tuple(places), within), facts)
 
 
 def _key_names(route: Route, shape: TableShape, source: SourceTable) -> list[str]:

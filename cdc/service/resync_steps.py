@@ -19,7 +19,7 @@ from cdc.routing.route import Route
 from cdc.routing.router import build_routes
 from cdc.service import access
 from cdc.service.resync_plan import Layout, look, read_source, route_for, table_to_create
-from cdc.source.catalog import SourceTable
+from cdc.source.catalog import SourceTable, ancestors_of, columns_of
 from cdc.source.connection import Connection, source_errors
 from cdc.source.published import read_published_tables
 from cdc.target import resync_request as requests
@@ -82,13 +82,13 @@ class Errand:
             source=source,
             request=request.request,
             state=await self.state(request.table),
+            within=request.within,
         )
 
     async def routes(self) -> tuple[Route, ...]:
         """Those of all tables of the target, by the source's catalog of now."""
         tables = await read_published_tables(self.connection, self.config.source)
-        columns = {table.name: [column.name for column in table.relation.columns] for table in tables}
-        return build_routes(self.target, self.config.targets[self.target], columns)
+        return build_routes(self.target, self.config.targets[self.target], columns_of(tables), ancestors_of(tables))
 
     async def state(self, table: str) -> TableState | None:
         """What the target records of the table; `None`: it was never loaded."""
@@ -104,11 +104,11 @@ class Errand:
         """Rows of the table by the source's statistics; `None` before it was analyzed."""
         with source_errors("read its statistics"):
             cursor = await self.connection.execute(
-                "SELECT reltuples::bigint FROM pg_class WHERE oid = %(table)s::oid",
-                {"table": source.relation.oid},
+                "SELECT sum(reltuples)::bigint FROM pg_class WHERE oid = ANY (%(tables)s::oid[]) AND reltuples >= 0",
+                {"tables": [one.leaf.oid for one in source.leaves] or [source.relation.oid]},
             )
             row = await cursor.fetchone()
-        return None if row is None or row[0] < 0 else int(row[0])
+        return None if row is None or row[0] is None else int(row[0])
 
     async def until_level(self, table: str) -> None:
         """Wait while the table stands behind its target: it has stopped alone, or catches up after that."""

@@ -27,6 +27,7 @@ from cdc.source.connection import source_errors
 from cdc.source.snapshot import exported_snapshot
 from cdc.target import merge, table_state
 from cdc.target import resync_request as requests
+from cdc.target.partition_record import held_all
 from cdc.target.resync_request import Request
 from cdc.target.session import target_errors
 
@@ -117,6 +118,8 @@ async def _replace(errand: Errand, owned: OwnedTarget, request: Request, layout:
         await table_state.mark_streaming(
             session, errand.key, layout.route, consistent_from=at, source_oid=layout.source.relation.oid
         )
+        if layout.source.relkind == "p":
+            await owned.planning.partitions.write(request.table, held_all(layout.source.leaves))
         await requests.record(
             session,
             request.request,
@@ -125,5 +128,8 @@ async def _replace(errand: Errand, owned: OwnedTarget, request: Request, layout:
             chunk_count=1,
             consistent_from=str(at),
         )
+    if layout.source.relkind == "p":
+        owned.planning.partitions.follow(request.table, held_all(layout.source.leaves))
+        owned.planning.replan([request.table])
     errand.delivery.release(request.table)
     return True

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ import structlog
 
 from cdc.config import Config
 from cdc.errors import CdcError, SetupError, TableStopped, TerminalError
-from cdc.service import resync_plan, resync_whole
+from cdc.service import resync_partitions, resync_plan, resync_whole
 from cdc.service.resync_chunks import CHUNK_ROWS, ChunkReader, Restructured
 from cdc.service.resync_plan import Layout
 from cdc.service.resync_steps import Errand, finish, open_session, prepare_table
@@ -37,9 +37,11 @@ from cdc.service.tracking import ChunkLost, Tracking
 from cdc.source.catalog import SourceTable
 from cdc.source.chunks import current_snapshot
 from cdc.source.connection import connect
+from cdc.source.partitions import SourceLeaf
 from cdc.source.visibility import current_xid, wait_until_visible
 from cdc.target import resync_request as requests
 from cdc.target import table_state
+from cdc.target.partition_record import HeldLeaves, held_all
 from cdc.target.remedies import again_command, resync_command
 from cdc.target.resync_request import Request
 
@@ -81,6 +83,7 @@ class Resyncing:
         self.before_mark: BeforeMark = _at_once
         self.whole_bytes = WHOLE_BYTES
         self.most_rows = CHUNK_ROWS[1]
+        self.partitions: Mapping[int, tuple[SourceLeaf, ...]] = {}
         self._anew: dict[int, int] = {}
         self._delivery = delivery
         self._is_idle = is_idle
@@ -102,6 +105,8 @@ class Resyncing:
         while not self._is_idle:
             request: Request | None = None
             try:
+                if self.partitions:
+                    await self._delivery.between_batches(self._compare_partitions)
                 request = await self._delivery.between_batches(self._next)
                 if request is not None:
                     await self._serve(request)
@@ -120,6 +125,11 @@ class Resyncing:
 
     async def _next(self, owned: OwnedTarget) -> Request | None:
         return await requests.next_open(owned.session, self._key, OPEN)
+
+    async def _compare_partitions(self, owned: OwnedTarget) -> None:
+        waiting = [table for table, stop in self._delivery.stops.items() if stop.is_held]
+        for table in await resync_partitions.ask(owned, self._key, self.partitions, waiting):
+            _log.info("partitions were attached or detached; the table is read again", target=self._target, table=table)
 
     async def _failed(self, request: Request | None, error: CdcError, backoff: Backoff) -> float:
         """Say what went wrong; what cannot pass ends the request."""
@@ -144,7 +154,9 @@ class Resyncing:
         and in overlap nobody would see what it lacks: it is stopped until it is read again.
         """
         states = await table_state.read(owned.session, self._key)
-        found = next((state for state in states if state.source_name == request.table and state.is_overlap), None)
+        known = next((state for state in states if state.source_name == request.table), None)
+        # What the worker asked for itself was needed: the table is not what the source has, overlap or not.
+        found = known if known is not None and (known.is_overlap or request.by_itself) else None
         mend = error.sql or resync_command(request.table, self._target)
         why = TableStopped(f"it was to be read again, and that failed: {error}", sql=mend)
         async with owned.fenced():
@@ -190,10 +202,18 @@ class Resyncing:
         route = resync_plan.route_for(self._config, self._target, request.source)
         source = await resync_plan.read_source(errand.connection, self._config, route)
         await prepare_table(errand, route, source)
+        if request.partitions_only:
+            narrowed = await self._narrow(errand, request, source)
+            if narrowed is None:
+                return await self._recorded(errand, request, state=requests.DONE)
+            request, source = narrowed
         layout, verdict = await self._choose(errand, request, source)
         _log.info("resync", target=self._target, table=request.table, way=verdict.way, reason=verdict.reason)
         if verdict.way == "refused":
             raise SetupError(verdict.reason, sql=verdict.mend)
+        if verdict.way == "shadow" and request.by_itself:
+            command = resync_command(request.table, self._target)
+            raise SetupError(f"it has to be built beside, because {verdict.reason}: run the command", sql=command)
         values: dict[str, object] = {"way": verdict.way, "reason": verdict.reason}
         values["estimated_rows"] = await errand.estimate_rows(source)
         if layout is None or verdict.way == "shadow":
@@ -206,9 +226,33 @@ class Resyncing:
                 await requests.record(session, request.request, state=requests.COPYING)
             else:
                 await self._begin_chunks(errand, request, layout)
-        found = await requests.read(session, request.request)
+        return await self._recorded(errand, request)
+
+    async def _recorded(self, errand: Errand, request: Request, **values: object) -> Request:
+        if values:
+            await requests.record(errand.session, request.request, **values)
+        found = await requests.read(errand.session, request.request)
         assert found is not None  # rows of requests stay
         return found
+
+    async def _narrow(
+        self, errand: Errand, request: Request, source: SourceTable
+    ) -> tuple[Request, SourceTable] | None:
+        """See what is to be read because of the partitions only: the request with its condition, and how much that is.
+
+        `None`: nothing, because those that were attached are empty; the target says that it holds them.
+        """
+        held = await errand.do(lambda owned: _held(owned, request.table))
+        moves = resync_partitions.compare(source.leaves, held)
+        if not moves.gone and await resync_partitions.are_empty(errand.connection, moves.attached):
+            await errand.do(lambda owned: _hold_partitions(owned, request.table, source))
+            return None
+        within = moves.condition
+        if within is not None and not (await errand.look(request)).is_alike:
+            within = None
+        request = await self._recorded(errand, request, within=within)
+        read = source.bytes if within is None else sum(leaf.bytes for leaf in moves.attached)
+        return request, replace(source, bytes=read)
 
     async def _choose(self, errand: Errand, request: Request, source: SourceTable) -> tuple[Layout | None, Verdict]:
         """The way; no layout where the table does not fit any more. One that `cdc` created is made anew then."""
@@ -224,13 +268,21 @@ class Resyncing:
     async def _begin_chunks(self, errand: Errand, request: Request, layout: Layout) -> None:
         """From its first row on: the table is in overlap, tracked, and nothing of it counts as merged."""
         near_xid = await current_xid(errand.connection)
+        leaves = held_all(layout.source.leaves)
 
         async def begin(owned: OwnedTarget) -> None:
+            # What it did not take since it stopped is read where all of it is; otherwise it has to catch up.
+            catches_up = request.within is not None and request.table in owned.positions.tables
+            if catches_up:
+                await owned.save()
             async with owned.fenced():
                 await errand.execute(owned, layout.tables.create())
-                await table_state.mark_overlap(
-                    owned.session, self._key, layout.route, source_oid=layout.source.relation.oid
-                )
+                if catches_up:
+                    await table_state.resume_in_overlap(owned.session, self._key, request.source)
+                else:
+                    await table_state.mark_overlap(
+                        owned.session, self._key, layout.route, source_oid=layout.source.relation.oid
+                    )
                 await requests.record(
                     owned.session,
                     request.request,
@@ -238,13 +290,24 @@ class Resyncing:
                     source_oid=layout.source.relation.oid,
                     near_xid=near_xid,
                     key_form=layout.form,
+                    within=request.within,
                     chunk_count=0,
                     row_count=0,
                     sweep_after=0,
                 )
+                if layout.source.relkind == "p":
+                    await owned.planning.partitions.write(request.table, leaves)
                 found = await requests.read(owned.session, request.request)
             assert found is not None
-            owned.read_again(Tracking(found))
+            if layout.source.relkind == "p":
+                owned.planning.partitions.follow(request.table, leaves)
+                owned.planning.replan([request.table])
+            if catches_up:
+                owned.track(Tracking(found))
+                owned.planning.set_overlap(owned.planning.overlap | {request.table})
+                self._delivery.release(request.table)
+            else:
+                owned.read_again(Tracking(found))
 
         await errand.do(begin)
 
@@ -256,7 +319,8 @@ class Resyncing:
             if state is None or not state.is_overlap:
                 raise SetupError("the table was loaded by another way meanwhile")
             raise ChunkLost("the table is not tracked")
-        reader = ChunkReader(errand, tracking, self.before_mark, self.most_rows)
+        marks = await errand.do(lambda owned: _marks(owned, request.table))
+        reader = ChunkReader(errand, tracking, self.before_mark, self.most_rows, marks)
         await self._wait(errand, tracking)
         while True:
             try:
@@ -269,7 +333,8 @@ class Resyncing:
                         "the table changes all the time, or its key is streamed in another form than it is read",
                         sql=again_command([request.table], self._target),
                     ) from None
-                await self._begin_chunks(errand, tracking.request, await errand.look(tracking.request))
+                whole = replace(tracking.request, within=None)
+                await self._begin_chunks(errand, whole, await errand.look(whole))
                 raise
             except ChunkLost as lost:
                 if tracking.is_lost:
@@ -311,3 +376,18 @@ class Resyncing:
 
 async def _tracking(owned: OwnedTarget) -> Tracking | None:
     return owned.tracking
+
+
+async def _held(owned: OwnedTarget, table: str) -> HeldLeaves:
+    return owned.planning.partitions.held.get(table, {})
+
+
+async def _marks(owned: OwnedTarget, table: str) -> list[str]:
+    return owned.planning.partitions.marks(table)
+
+
+async def _hold_partitions(owned: OwnedTarget, table: str, source: SourceTable) -> None:
+    leaves = held_all(source.leaves)
+    async with owned.fenced():
+        await owned.planning.partitions.write(table, leaves)
+    owned.planning.partitions.follow(table, leaves)

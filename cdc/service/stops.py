@@ -13,9 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cdc.changes.relation import Relation
-from cdc.errors import CdcError
+from cdc.errors import CdcError, ReadAgain
 from cdc.lsn import Lsn
+from cdc.routing.patterns import split
+from cdc.routing.route import Route
 from cdc.service.retry import Backoff
+from cdc.target import resync_request, table_state
+from cdc.target.session import Session
 
 LOOK_AGAIN_S = 2.0
 """How often the catalog of a target is asked whether a stopped table fits now: one query for each stopped table."""
@@ -56,7 +60,8 @@ class Stops:
             first, longest = RETRY_WAIT_S
             wait_s = min(longest, first * 2 ** min(backoff.failures, 10))
             backoff.failures += 1
-        self.current[table] = Stop(table, commit_lsn, error, relation, time.monotonic() + wait_s)
+        is_held = isinstance(error, ReadAgain)
+        self.current[table] = Stop(table, commit_lsn, error, relation, time.monotonic() + wait_s, is_held=is_held)
 
     def recorded(self) -> set[str]:
         """Those of which the target says that they are stopped: unless somebody has had them loaded again meanwhile."""
@@ -91,6 +96,7 @@ class Stops:
         """What is held is tried again now; the stream is started anew for it."""
         if table in self.current:
             self.current[table].is_held = False
+            self.current[table].retry_at = time.monotonic()
 
     def look_later(self, stop: Stop, wait_s: float = LOOK_AGAIN_S) -> None:
         """It still does not fit, or cannot be tried now."""
@@ -104,3 +110,23 @@ class Stops:
         """These tables have caught up with their target: their waits begin anew."""
         for table in tables:
             self._backoffs.pop(table, None)
+
+
+async def record(session: Session, key: str, route: Route | None, stop: Stop, held: Lsn) -> None:
+    """Say in the target that the table, which holds everything up to ``held``, has stopped: in the open transaction.
+
+    What goes on when its rows have been read again is asked for in the same.
+    """
+    if route is None:
+        return
+    await table_state.stop(
+        session,
+        key,
+        route,
+        position=held,
+        reason=str(stop.error),
+        mend=stop.error.sql,
+        sqlstate=stop.error.server.sqlstate if stop.error.server else None,
+    )
+    if isinstance(stop.error, ReadAgain):
+        await resync_request.ask(session, key, split(stop.table), None, by_itself=True)

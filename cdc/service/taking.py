@@ -34,7 +34,7 @@ from cdc.routing.target_routes import TargetRoutes
 from cdc.service.heartbeats import Heartbeats
 from cdc.service.owned_target import OwnedTarget
 from cdc.service.stops import Stops
-from cdc.target import position, resync_request, table_state
+from cdc.target import partition_record, position, resync_request, table_state
 from cdc.target.history import SourceHistory, check_history
 from cdc.target.position import Ownership
 from cdc.target.remedies import load_table_again
@@ -70,7 +70,13 @@ async def take(
         await position.record_error(session, key, str(refusal))
         raise refusal
     states = await table_state.read(session, key)
-    gone = [state for state in states if routes.route_of(state.source_schema, state.source_table) is None]
+    held = await partition_record.read(session, key)
+    parts = {leaf.qualified_name for leaves in held.values() for leaf in leaves.values()}
+    gone = [
+        state
+        for state in states
+        if routes.route_of(state.source_schema, state.source_table) is None or state.source_name in parts
+    ]
     loaded = [state for state in states if state.state != "copying" and state not in gone]
     forked = [state for state in loaded if _is_beyond_the_fork(state, owned, history)]
     cut_off = [state for state in loaded if state not in forked and _is_cut_off(state, owned, history)]
@@ -81,14 +87,15 @@ async def take(
         metrics.table_resumed(table)
     if not loads and owned.cut_over_heartbeat is None:
         await _look_at_reads(session, key, reachable, stops, metrics)
-    target = OwnedTarget(session, owned, routes, reachable, stops=stops, metrics=metrics, heartbeats=heartbeats)
+    target = OwnedTarget(session, owned, routes, reachable, held, stops=stops, metrics=metrics, heartbeats=heartbeats)
     resumed = [state for state in reachable if state.state == "stopped" and state.source_name not in stops.current]
     if resumed or cut_off or gone or forked:
         async with target.fenced():
             for state in gone:
                 # Hazard 27: from now on it misses changes, so if it ever comes back it has to be loaded again.
                 await table_state.forget(session, key, (state.source_schema, state.source_table))
-                _log.warning("table is no longer configured; its rows stay as they are", table=state.source_name)
+                why = "is part of a partitioned table now" if state.source_name in parts else "is no longer configured"
+                _log.warning(f"table {why}; its rows stay as they are", table=state.source_name)
             for state in resumed:
                 await table_state.resume(session, key, (state.source_schema, state.source_table))
             await _stop_cut_off(session, owned, routes, cut_off, metrics)
@@ -122,7 +129,7 @@ async def _look_at_reads(
             assert state.position is not None  # every stopped table has one
             stops.hold(table, state.position, TableStopped(state.reason or "", sql=state.mend))
             metrics.table_stopped(table, "resync")
-        elif table in stops.held():
+        elif table in stops.held() and serving is None:
             stops.release(table)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from cdc.changes.relation import Relation
 from cdc.changes.row_reader import FormatChanged
 from cdc.changes.touched_keys import Arrival, TouchedKeys, TouchReader
-from cdc.changes.transaction import Part
+from cdc.changes.transaction import Part, Truncation
 from cdc.errors import CdcError, ProtocolError, TableStopped
 from cdc.lsn import Lsn
 from cdc.service.planning import Planning
@@ -30,6 +30,7 @@ from cdc.target.merge import Chunk, Merged, ResyncTables
 from cdc.target.resync_request import Request
 from cdc.target.session import Session, is_driver_error, target_errors, translate
 from cdc.target.table_plan import TablePlan, TableShape
+from cdc.target.truncation import empties
 
 TOUCHED_BYTES = 32 * 1024**2
 """Most memory for the keys that are changed while one chunk is read: some 80,000 changes. Beyond it the chunk is read
@@ -120,7 +121,7 @@ class Tracking:
                 if plan is not None:
                     try:
                         # The applier may have replaced it since (values in another format); what it has is cached.
-                        plan = await applier.plan(relation, plan.route, overlap=plan.shape.overlap)
+                        plan = await applier.plan(plan.relation, plan.route, overlap=plan.shape.overlap)
                         readers[relation] = self._reader(plan)
                     except TableStopped:
                         self.touched.is_broken = True
@@ -128,6 +129,11 @@ class Tracking:
                 arrivals += self.touched.note(part, readers)
             except FormatChanged:
                 self.touched.is_broken = True
+            for change in part.changes:
+                if isinstance(change, Truncation):
+                    plans = [planning.plans[relation] for relation in change.relations if relation in readers]
+                    # Rows of a part of the table went: which of those that were read, nobody can tell.
+                    self.touched.is_broken |= bool(plans) and not empties(plans, applier.held)
 
         if arrivals:
             assert self._keys is not None  # something of the table was read

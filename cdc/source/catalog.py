@@ -18,7 +18,9 @@ from cdc.changes.generated_column import GeneratedColumn
 from cdc.changes.relation import Column, DataType, Relation, ReplicaIdentity
 from cdc.changes.type_rows import TypeKey, TypeRow, described
 from cdc.errors import SourceUnavailable
+from cdc.identifiers import quote_qualified
 from cdc.source.connection import Connection, source_errors
+from cdc.source.partitions import SourceLeaf, read_leaves
 
 _CATALOG_READS = 5
 """Tables and their types are two queries: DDL between them can drop a type, and then both are asked again."""
@@ -31,12 +33,14 @@ class SourceTable:
     ``relation`` holds the columns that pgoutput sends, in its order; ``generated`` those that it leaves out because the
     source computes them. ``primary_key`` are column names in the order of the key. ``identity_index`` is the index that
     identifies rows, when one does; ``candidate_indexes`` those that ``REPLICA IDENTITY USING INDEX`` would accept.
-    ``persistence`` is p or u (unlogged: has no WAL, cannot be replicated), ``relkind`` r or p (partitioned: holds no
-    rows itself). ``pages`` counts blocks of the main fork, ``bytes`` includes TOAST. ``hides_rows``: row security
-    applies to this role. ``is_owned``: this role may alter it, and so add it to a publication. ``lacks_generated``: its
-    identity is FULL, it has generated columns that are not sent, and so the source refuses to publish its updates
-    (PostgreSQL 18). ``row_filter`` is an expression that rows must satisfy to be sent (cdc.source.published); `None`:
-    all are. ``collations`` are those of columns that have another one than their type, by the column's name.
+    ``persistence`` is p or u (unlogged: has no WAL, cannot be replicated), ``relkind`` r or p (partitioned: its
+    ``leaves`` hold its rows). ``pages`` counts blocks of the main fork (of a partitioned table: those of its largest
+    leaf), ``bytes`` includes TOAST. ``hides_rows``: row security applies to this role. ``is_owned``: this role may
+    alter it, and so add it to a publication. ``lacks_generated``: its identity is FULL, it has generated columns that
+    are not sent, and so the source refuses to publish its updates (PostgreSQL 18). ``row_filter`` is an expression that
+    rows must satisfy to be sent (cdc.source.published); `None`: all are. ``collations`` are those of columns that have
+    another one than their type, by the column's name. ``ancestors`` are the tables (``schema.table``) that it is a
+    partition of, the nearest first.
     """
 
     relation: Relation
@@ -57,6 +61,8 @@ class SourceTable:
     lacks_generated: bool = False
     row_filter: str | None = None
     collations: Mapping[str, Collation] = field(default_factory=dict)
+    ancestors: tuple[str, ...] = ()
+    leaves: tuple[SourceLeaf, ...] = ()
 
     @property
     def name(self) -> str:
@@ -64,8 +70,26 @@ class SourceTable:
         return self.relation.qualified_name
 
     @property
+    def rows_name(self) -> str:
+        """The table where its rows are read: those of tables that inherit from it are not its own."""
+        name = quote_qualified(self.relation.schema, self.relation.name)
+        return name if self.relkind == "p" else f"ONLY {name}"
+
+    @property
+    def leaf_marks(self) -> list[str] | None:
+        """Which leaves it has: of each its oid and the mark of its ATTACH. `None` for a table that has none."""
+        if self.relkind != "p":
+            return None
+        return sorted(f"{one.leaf.oid} {one.leaf.attachment}" for one in self.leaves)
+
+    @property
     def usable_identity(self) -> bool:
-        """Whether the source can publish updates and deletes of it without refusing them itself (hazard 1)."""
+        """Whether the source can publish updates and deletes of it without refusing them itself (hazard 1).
+
+        Of a partitioned table that is asked of each leaf that it has.
+        """
+        if self.leaves:
+            return all(leaf.usable_identity for leaf in self.leaves)
         if self.relation.replica_identity is ReplicaIdentity.FULL:
             return not self.lacks_generated
         return self.identity_index is not None
@@ -89,9 +113,29 @@ class SourceTable:
         )
 
     @property
+    def passes_identity_on(self) -> bool:
+        """Whether a partition that somebody creates tomorrow can publish updates: it gets the table's primary key."""
+        return self.relkind == "p" and bool(self.primary_key) and self.identity_index is not None
+
+    @property
     def is_publishable(self) -> bool:
-        """Whether it holds rows of its own that reach the WAL."""
-        return self.relkind == "r" and self.persistence == "p"
+        """Whether it holds rows, or its partitions do, that reach the WAL, and it is no part of a larger table.
+
+        A leaf is publishable: it can be a table of its own where its root is not wanted.
+        """
+        if self.relkind == "p":
+            return not self.ancestors and all(leaf.is_publishable for leaf in self.leaves)
+        return self.persistence == "p"
+
+    @property
+    def why_not(self) -> str:
+        """Why it is not publishable, as the end of a sentence that begins with its name."""
+        if self.relkind == "p" and self.ancestors:
+            return f"is a partition of {self.ancestors[-1]} that has partitions itself; name {self.ancestors[-1]}"
+        if self.relkind == "p":
+            names = ", ".join(leaf.name for leaf in self.leaves if not leaf.is_publishable)
+            return f"has partitions whose changes are not in the WAL (unlogged or foreign: {names})"
+        return "is unlogged: its changes are not in the WAL"
 
 
 async def read_tables(connection: Connection, names: Collection[str] | None = None) -> list[SourceTable]:
@@ -107,12 +151,53 @@ async def read_tables(connection: Connection, names: Collection[str] | None = No
         keys = {(type_oid, typmod) for row in rows for _, type_oid, typmod, *_ in (*row[4], *row[5])}
         types = await describe_types(connection, keys)
         if keys <= types.keys():
-            return [_source_table(row, types) for row in rows]
+            return await _with_leaves(connection, [_source_table(row, types) for row in rows])
     raise SourceUnavailable("the source's types change faster than its catalog can be read")
 
 
+async def _with_leaves(connection: Connection, tables: list[SourceTable]) -> list[SourceTable]:
+    roots = {table.relation.oid for table in tables if table.relkind == "p"}
+    if not roots:
+        return tables
+    leaves = await read_leaves(connection, roots)
+    return [_partitioned(table, leaves.get(table.relation.oid, ())) for table in tables]
+
+
+def _partitioned(table: SourceTable, leaves: tuple[SourceLeaf, ...]) -> SourceTable:
+    """A partitioned table with its leaves: it is as large as they are, and its rows are identified as theirs are."""
+    if not leaves:
+        return table
+    keys = {leaf.key for leaf in leaves if leaf.replica_identity is not ReplicaIdentity.FULL}
+    if not keys:
+        identity, key = ReplicaIdentity.FULL, frozenset(column.name for column in table.relation.columns)
+    elif len(keys) == 1 and () not in keys:
+        identity, key = ReplicaIdentity.DEFAULT, frozenset(*keys)
+    else:
+        identity, key = ReplicaIdentity.NOTHING, frozenset[str]()
+    columns = tuple(replace(column, is_key=column.name in key) for column in table.relation.columns)
+    return replace(
+        table,
+        relation=replace(table.relation, replica_identity=identity, columns=columns),
+        bytes=sum(leaf.bytes for leaf in leaves),
+        pages=max(leaf.pages for leaf in leaves),
+        leaves=leaves,
+    )
+
+
+def columns_of(tables: Iterable[SourceTable]) -> dict[str, list[str]]:
+    """The columns of tables, by ``schema.table``: what routes are made of."""
+    return {table.name: [column.name for column in table.relation.columns] for table in tables}
+
+
+def ancestors_of(tables: Iterable[SourceTable]) -> dict[str, tuple[str, ...]]:
+    """The partitions among tables, each with the tables that it is a partition of, the nearest first."""
+    return {table.name: table.ancestors for table in tables if table.ancestors}
+
+
 def _source_table(row: tuple[Any, ...], types: dict[TypeKey, DataType]) -> SourceTable:
-    oid, schema, name, identity, attributes, generated, primary_key, primary_key_name, index, candidates, *rest = row
+    oid, schema, name, identity, attributes, generated, primary_key, primary_key_name, index, candidates, *rest = row[
+        :-1
+    ]
     columns = tuple(
         Column(column, types[type_oid, typmod], is_key) for column, type_oid, typmod, _, is_key, _ in attributes
     )
@@ -130,7 +215,7 @@ def _source_table(row: tuple[Any, ...], types: dict[TypeKey, DataType]) -> Sourc
         *rest,
     )
     collations = {column: read_collation(*of) for column, *_, of in attributes if of is not None}
-    return replace(table, collations=collations) if collations else table
+    return replace(table, collations=collations, ancestors=tuple(row[-1]))
 
 
 Origins = dict[str, ColumnOrigin]

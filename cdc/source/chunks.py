@@ -51,20 +51,18 @@ class KeyColumn:
 class TableRead:
     """What is read of a table: ``expressions`` in the order in which they are wanted, ``key`` in that of its index.
 
-    Rows that do not satisfy ``row_filter`` are as if they were not there: the stream does not send them.
+    ``rows_name`` is where its rows are read. ``within``: only those that fulfil this condition. Rows that do not
+    satisfy ``row_filter`` are as if they were not there: the stream does not send them.
     """
 
     schema: str
     name: str
+    rows_name: str
     expressions: tuple[str, ...]
     key: tuple[KeyColumn, ...]
     format: str
     row_filter: str | None = None
-
-    @property
-    def sql_name(self) -> str:
-        """``"schema"."table"``."""
-        return quote_qualified(self.schema, self.name)
+    within: str | None = None
 
     def copy(self, after: KeyText | None, upto: KeyText | None, again: Sequence[KeyText], *, is_range: bool) -> str:
         """The COPY of one chunk: the rows behind ``after`` up to ``upto``, and those whose keys are in ``again``.
@@ -95,11 +93,12 @@ class TableRead:
         )
 
     def _rows(self) -> str:
-        table = f"ONLY {self.sql_name}"
-        return table if self.row_filter is None else f"(SELECT * FROM {table} WHERE {self.row_filter}) AS sent"
+        if self.row_filter is None:
+            return self.rows_name
+        return f"(SELECT * FROM {self.rows_name} WHERE {self.row_filter}) AS sent"
 
     def _bounds(self, after: KeyText | None, upto: KeyText | None) -> str:
-        conditions = []
+        conditions = [] if self.within is None else [f"({self.within})"]
         if after is not None:
             conditions.append(f"{self._key()} > {self._row(after)}")
         if upto is not None:
@@ -140,9 +139,11 @@ async def begin(connection: Connection, schema: str, name: str, *, import_from: 
         await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'".encode())
     snapshot = await current_snapshot(connection)
     with source_errors(f"read a chunk of {schema}.{name}"):
-        await connection.execute(f"LOCK TABLE ONLY {table} IN ACCESS SHARE MODE".encode())
+        # Without ONLY: the partitions of a partitioned table, too.
+        await connection.execute(f"LOCK TABLE {table} IN ACCESS SHARE MODE".encode())
         try:
-            cursor = await connection.execute(statements.load("source", "copy_is_readable"), {"table": table})
+            parameters = {"table": table, "leaves": None}
+            cursor = await connection.execute(statements.load("source", "copy_is_readable"), parameters)
             row = await cursor.fetchone()
         except psycopg.errors.UndefinedTable:
             raise Rewritten from None

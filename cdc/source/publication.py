@@ -90,12 +90,19 @@ async def read_published(connection: Connection, names: Collection[str]) -> dict
 def plan(publication: str, existing: Mapping[str, Publication], tables: Iterable[SourceTable]) -> list[str]:
     """The statements that make our two publications hold exactly ``tables``; none when they do already.
 
-    Tables that cannot be published (partitioned ones, which hold no rows themselves, and unlogged ones) are left out:
-    `cdc check` says so. Raises `SetupError` for a publication of that name that is not of our kind.
+    Tables that cannot be published (unlogged ones, above all) are left out: `cdc check` says so. A partitioned table is
+    a member itself, so that partitions of tomorrow are published, too. Where these would have no identity, it is among
+    the keyless ones, and the partitions that have one are members by name beside it. Raises `SetupError` for a
+    publication of that name that is not of our kind.
     """
-    tables = [table for table in tables if table.is_publishable]
-    keyed = {_member(table) for table in tables if table.usable_identity}
-    keyless = {_member(table) for table in tables if not table.usable_identity}
+    keyed, keyless = set[Member](), set[Member]()
+    for table in tables:
+        if not table.is_publishable:
+            continue
+        is_keyed = table.usable_identity and (table.relkind != "p" or table.passes_identity_on)
+        (keyed if is_keyed else keyless).add(_member(table))
+        if not is_keyed:
+            keyed |= {(one.leaf.schema, one.leaf.name) for one in table.leaves if one.usable_identity}
     parts = (
         (publication, keyed, ALL_OPERATIONS),
         (insert_only_name(publication), keyless, INSERT_ONLY_OPERATIONS),
@@ -185,6 +192,17 @@ def _refuse_foreign_kind(publication: Publication) -> None:
             f"the publication {name} on the source sends generated columns: targets compute their own",
             sql=f"ALTER PUBLICATION {quote(name)} SET (publish_generated_columns = none);",
         )
+
+
+def operations_of(published: Mapping[str, frozenset[str]], table: SourceTable) -> frozenset[str] | None:
+    """What is sent of a table, by what `read_published` says; `None`: it is in none of the publications.
+
+    Of a partitioned table, that which is sent of each of its leaves, or under its own name.
+    """
+    if table.name in published or not table.leaves:
+        return published.get(table.name, ALL_OPERATIONS if table.relkind == "p" else None)
+    sent = [published.get(leaf.name) for leaf in table.leaves]
+    return None if None in sent else frozenset.intersection(*(one for one in sent if one is not None))
 
 
 def _member(table: SourceTable) -> Member:

@@ -47,9 +47,8 @@ def _one_table(table: SourceTable, user: str) -> Iterable[Finding]:
         message = "unlogged: its changes are not in the WAL, so they cannot be replicated"
         yield _finding(Severity.ERROR, subject, message, f"ALTER TABLE {name} SET LOGGED;")
         return
-    if table.relkind == "p":
-        message = "partitioned: it holds no rows itself; name its partitions, which are replicated one by one"
-        yield _finding(Severity.ERROR, subject, message)
+    if not table.is_publishable:
+        yield _finding(Severity.ERROR, subject, f"it {table.why_not}; it cannot be replicated")
         return
     if not table.is_readable:
         mend = f"GRANT USAGE ON SCHEMA {schema} TO {user}; GRANT SELECT ON {name} TO {user};"
@@ -61,12 +60,42 @@ def _one_table(table: SourceTable, user: str) -> Iterable[Finding]:
         names = ", ".join(column.name for column in table.generated)
         message = f"computes {names} itself (GENERATED): that is not streamed; targets that follow compute it, too"
         yield _finding(Severity.INFO, subject, message)
-    if not table.usable_identity:
+    if not table.usable_identity and not table.leaves:
         yield _finding(Severity.WARNING, subject, _identity_message(table), _identity_mend(table, name))
+    yield from _partition_findings(table)
     if not all(column.type.has_binary for column in table.relation.columns):
         types = sorted({column.type.sql for column in table.relation.columns if not column.type.has_binary})
         message = f"has columns of types without a binary form ({', '.join(types)}): their values travel as text"
         yield _finding(Severity.INFO, subject, message)
+
+
+def _partition_findings(table: SourceTable) -> Iterable[Finding]:
+    """What is said of the leaves of a partitioned table: each identifies its rows by itself (hazard 1)."""
+    if table.relkind != "p":
+        return
+    subject = f"table {table.name}"
+    for leaf in table.leaves:
+        name = quote_qualified(leaf.leaf.schema, leaf.leaf.name)
+        if not leaf.usable_identity:
+            message = (
+                f"its partition {leaf.name} has no usable replica identity: only its inserts and TRUNCATE are "
+                "published; its updates and deletes do not reach any target"
+            )
+            mend = f"ALTER TABLE {name} REPLICA IDENTITY FULL;  -- or, better: a primary key of the whole table"
+            yield _finding(Severity.WARNING, subject, message, mend)
+        elif leaf.replica_identity is not ReplicaIdentity.FULL and not leaf.key_is_global:
+            message = (
+                f"the key of its partition {leaf.name} ({', '.join(leaf.key)}) lacks columns that the table is "
+                "partitioned by, so rows of two partitions may have the same, and a target cannot tell them apart"
+            )
+            yield _finding(Severity.ERROR, subject, message, f"ALTER TABLE {name} REPLICA IDENTITY FULL;")
+    if table.leaves and table.usable_identity and not table.passes_identity_on:
+        message = (
+            "has no primary key that new partitions get: of those that are created later only inserts and TRUNCATE are "
+            "published until they have a replica identity and `cdc setup` runs again"
+        )
+        name = quote_qualified(table.relation.schema, table.relation.name)
+        yield _finding(Severity.WARNING, subject, message, f"ALTER TABLE {name} ADD PRIMARY KEY (…);")
 
 
 def _identity_message(table: SourceTable) -> str:
@@ -166,11 +195,14 @@ def _followed(
             message = f"has row filters or column lists for {names}: what they leave out reaches no target"
             findings.append(_finding(Severity.WARNING, f"publication {present.name}", message))
         if present.via_root:
-            message = "sends partitions under the name of their root: configure the root's name, and see the limits"
+            message = (
+                "sends partitions under the name of their root: name the root; a TRUNCATE of a single partition "
+                "reaches no target"
+            )
             mend = f"ALTER PUBLICATION {quote(present.name)} SET (publish_via_partition_root = false);"
             findings.append(_finding(Severity.WARNING, f"publication {present.name}", message, mend))
     for table in tables:
-        findings += _followed_table(source, published.get(table.name), table)
+        findings += _followed_table(source, publication.operations_of(published, table), table)
     if not findings:
         names = ", ".join(sorted(existing))
         findings.append(_finding(Severity.OK, "publications", f"{names}: managed by somebody else, and complete"))

@@ -39,6 +39,7 @@ from cdc.routing.route import Route
 from cdc.target.catalog import TargetTable, read_table
 from cdc.target.fast_path import FastPath
 from cdc.target.object_oids import ObjectLookup, ReadNames
+from cdc.target.partition_record import HeldLeaves
 from cdc.target.rejection import (
     NEEDED_RIGHTS,
     Refused,
@@ -57,6 +58,7 @@ from cdc.target.strict_path import StrictPath
 from cdc.target.survey import Applied, Counts, Survey
 from cdc.target.table_plan import TablePlan, TableShape, plan_table
 from cdc.target.table_version import TablesChanged, check_versions, read_version
+from cdc.target.truncation import Truncations
 
 Plans = Mapping[Relation, TablePlan]
 """By which plan a target takes the rows of a relation. A relation that is absent is not taken: it is not routed here,
@@ -71,8 +73,9 @@ class Applier:
 
     ``target`` is the target's name, ``follows`` whether its schema follows the source's. ``routes`` are all of the
     target's: they tell which tables are fed by several relations. ``read_again`` may be filled with the tables,
-    ``(schema, name)``, of which rows that a change in overlap leaves uncertain are read again (`cdc resync`).
-    ``read_names`` asks the source for the names of objects (values of reg* types); without it no such value can come.
+    ``(schema, name)``, of which rows that a change in overlap leaves uncertain are read again (`cdc resync`). ``held``
+    may be filled with the partitions whose rows the tables hold, by the source's name of the table. ``read_names`` asks
+    the source for the names of objects (values of reg* types); without it no such value can come.
     """
 
     def __init__(self, session: Session, target: str, *, follows: bool, routes: Iterable[Route] = ()) -> None:
@@ -85,8 +88,10 @@ class Applier:
         self._guard = guard_for(session.where)
         self.read_again: set[tuple[str, str]] = set()
         replay = RowReplay(session.connection, self._staging, self._guard, self.read_again)
-        self._fast = FastPath(session.connection, self._staging, self._guard, replay)
-        self._strict = StrictPath(session.connection, self._guard, replay)
+        self.held: dict[str, HeldLeaves] = {}
+        truncations = Truncations(session.connection, self._guard, self.held, self.read_again)
+        self._fast = FastPath(session.connection, self._staging, self._guard, replay, truncations)
+        self._strict = StrictPath(replay, truncations)
         self._tables: dict[tuple[str, str], TargetTable | None] = {}
         self._versions: dict[tuple[str, str], str] = {}
         self._shapes: dict[tuple[object, ...], TableShape] = {}
@@ -314,8 +319,7 @@ class Applier:
     async def _flip(self, changed: FormatChanged, routed: list[RoutedPart]) -> None:
         """Read a column's values in the other format from now on, and plan its relation again."""
         relation, index = changed.relation, changed.column_index
-        part = next(part for part in routed if relation in part.plans)
-        plan = part.plans[relation]
+        part, plan = next((part, plan) for part in routed for plan in part.plans.values() if plan.relation is relation)
         # What the plan in hand expected tells, not what has been flipped: it may be older than that.
         if (plan.reader.wire[index] == TEXT) == relation.columns[index].type.has_binary:
             raise ProtocolError(

@@ -15,7 +15,7 @@ import asyncpg
 from cdc import statements
 from cdc.changes.relation import DataType
 from cdc.changes.type_rows import TypeKey, TypeRow, described
-from cdc.identifiers import quote_qualified
+from cdc.identifiers import quote_literal, quote_qualified
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +119,11 @@ class TargetTable:
         return quote_qualified(self.schema, self.name)
 
     @property
+    def rows_name(self) -> str:
+        """The table where its rows are read and deleted: without those of tables that inherit from it."""
+        return self.sql_name if self.relkind == "p" else f"ONLY {self.sql_name}"
+
+    @property
     def is_writable(self) -> bool:
         """Whether rows can be copied into it: a plain or partitioned table."""
         return self.relkind in ("r", "p")
@@ -198,7 +203,9 @@ async def tables_with_rows(
     if not wanted:
         return frozenset()
     query = "\nUNION ALL ".join(
-        f"SELECT {number} WHERE EXISTS (SELECT FROM {quote_qualified(schema, name)})"
+        f"SELECT {number} WHERE EXISTS (SELECT FROM ONLY {quote_qualified(schema, name)})"
+        f" OR EXISTS (SELECT FROM pg_catalog.pg_class c JOIN {quote_qualified(schema, name)} ON c.relkind = 'p'"
+        f" WHERE c.oid = {quote_literal(quote_qualified(schema, name))}::pg_catalog.regclass)"
         for number, (schema, name) in enumerate(wanted)
     )
     return frozenset(wanted[row[0]] for row in await connection.fetch(query))

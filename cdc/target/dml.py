@@ -4,8 +4,9 @@ They are built, because column lists cannot be parameters, and they hold names, 
 a target's statement log may be shipped elsewhere (invariant 8). Every one touches exactly the rows staged between two
 ordinals, and PostgreSQL's command tag tells how many rows it changed, which the caller compares.
 
-The target's table is ``t`` and the staged rows are ``s``. ``stage`` is the name of a staging table; its columns
-are named by place (`cdc.target.staging`): ``ordinal``, ``new_1``…, ``old_1``….
+The target's table is ``t`` and the staged rows are ``s``. Tables that inherit from it are tables of their own: what is
+not written into the table names it with ONLY, unless it is partitioned. ``stage`` is the name of a staging table; its
+columns are named by place (`cdc.target.staging`): ``ordinal``, ``new_1``…, ``old_1``….
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def insert(shape: TableShape, stage: str, low: int, high: int) -> str:
     values = ", ".join(_value(shape.columns[place], place) for place in written)
     guard = ""
     if shape.key and (shape.overlap or not shape.key_is_unique):
-        guard = f" AND NOT EXISTS (SELECT FROM {shape.sql_name} AS t WHERE {_same_key(shape, 'new')})"
+        guard = f" AND NOT EXISTS (SELECT FROM {shape.rows_name} AS t WHERE {_same_key(shape, 'new')})"
     into = f"({names}) OVERRIDING SYSTEM VALUE" if written else ""
     return (
         f"INSERT INTO {shape.sql_name} {into} "
@@ -62,7 +63,7 @@ def update(shape: TableShape, stage: str, unchanged: Collection[int], low: int, 
     conditions = [_between(low, high), _same_key(shape, "new"), *_live(shape), *_fixed(shape, unchanged)]
     return _counted(
         shape,
-        f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, sets)} FROM {stage} AS s "
+        f"UPDATE {shape.rows_name} AS t SET {_assignments(shape, sets)} FROM {stage} AS s "
         f"WHERE {' AND '.join(conditions)}",
         high - low + 1,
     )
@@ -72,7 +73,7 @@ def change_key(shape: TableShape, stage: str, unchanged: Collection[int], low: i
     """Update rows found by their old key, the key included."""
     return _counted(
         shape,
-        f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, _settable(shape, unchanged))} FROM {stage} AS s "
+        f"UPDATE {shape.rows_name} AS t SET {_assignments(shape, _settable(shape, unchanged))} FROM {stage} AS s "
         f"WHERE {' AND '.join([_between(low, high), _same_key(shape, 'old'), *_live(shape)])}",
         high - low + 1,
     )
@@ -84,7 +85,7 @@ def take_over(shape: TableShape, stage: str, unchanged: Collection[int], low: in
     if not sets:
         return None
     return (
-        f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, sets)} FROM {stage} AS s "
+        f"UPDATE {shape.rows_name} AS t SET {_assignments(shape, sets)} FROM {stage} AS s "
         f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')}"
     )
 
@@ -122,7 +123,7 @@ def _write_anew(shape: TableShape, stage: str, unchanged: Collection[int], condi
             kept.append(f"{_value(shape.columns[place], place)} AS kept_{number}")
     values = [f"kept_{number}" for number in range(len(shape.all_columns))]
     return (
-        f"WITH gone AS (DELETE FROM {shape.sql_name} AS t USING {stage} AS s "
+        f"WITH gone AS (DELETE FROM {shape.rows_name} AS t USING {stage} AS s "
         f"WHERE {' AND '.join(conditions)} RETURNING {', '.join(kept)}) "
         f"INSERT INTO {shape.sql_name} ({quote_list(shape.all_columns)}) OVERRIDING SYSTEM VALUE "
         f"SELECT {', '.join(values)} FROM gone"
@@ -135,13 +136,13 @@ def delete(shape: TableShape, stage: str, low: int, high: int) -> str:
         noted, live = _deletion(shape)
         return _counted(
             shape,
-            f"UPDATE {shape.sql_name} AS t SET {noted} FROM {stage} AS s "
+            f"UPDATE {shape.rows_name} AS t SET {noted} FROM {stage} AS s "
             f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')} AND {live}",
             high - low + 1,
         )
     return _counted(
         shape,
-        f"DELETE FROM {shape.sql_name} AS t USING {stage} AS s "
+        f"DELETE FROM {shape.rows_name} AS t USING {stage} AS s "
         f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')}",
         high - low + 1,
     )
@@ -151,7 +152,7 @@ def delete_old(shape: TableShape, stage: str, low: int, high: int, *, but_new: b
     """Delete rows found by their old key; with ``but_new`` not those that have the new key, too (1.0 is 1.00)."""
     stays = f" AND NOT ({_same_key(shape, 'new')})" if but_new else ""
     return (
-        f"DELETE FROM {shape.sql_name} AS t USING {stage} AS s "
+        f"DELETE FROM {shape.rows_name} AS t USING {stage} AS s "
         f"WHERE {_between(low, high)} AND {_same_key(shape, 'old')}{stays}"
     )
 
@@ -159,7 +160,7 @@ def delete_old(shape: TableShape, stage: str, low: int, high: int, *, but_new: b
 def key_exists(shape: TableShape, stage: str, low: int, high: int) -> str:
     """Whether the target holds a row of a staged key already: of the same bytes, not of what its index equates."""
     return (
-        f"SELECT EXISTS (SELECT FROM {shape.sql_name} AS t, {stage} AS s "
+        f"SELECT EXISTS (SELECT FROM {shape.rows_name} AS t, {stage} AS s "
         f"WHERE {_between(low, high)} AND {_same_key(shape, 'new', by_bytes=True)})"
     )
 
@@ -169,7 +170,7 @@ def new_row_exists(shape: TableShape, stage: str, low: int, high: int) -> str:
     ours = ", ".join(f"t.{quote(shape.columns[place].name)}" for place in shape.written)
     theirs = ", ".join(_as_stored(shape.columns[place], f"s.new_{place + 1}") for place in shape.written)
     return (
-        f"SELECT EXISTS (SELECT FROM {shape.sql_name} AS t, {stage} AS s "
+        f"SELECT EXISTS (SELECT FROM {shape.rows_name} AS t, {stage} AS s "
         f"WHERE {_between(low, high)} AND {_record(ours)} OPERATOR(pg_catalog.*=) {_record(theirs)})"
     )
 
@@ -183,12 +184,12 @@ def delete_whole_rows(shape: TableShape, stage: str, known: Sequence[int], low: 
     if shape.keeps_deleted:
         noted, _ = _deletion(shape)
         return (
-            f"UPDATE {shape.sql_name} AS t SET {noted} "
+            f"UPDATE {shape.rows_name} AS t SET {noted} "
             f"FROM {stage} AS s, ({_one_each(shape, stage, known, low, high)}) AS f "
             f"WHERE {_between(low, high)} AND s.ordinal = f.ordinal AND t.ctid = f.row_id AND t.tableoid = f.row_table"
         )
     return (
-        f"DELETE FROM {shape.sql_name} AS t USING ({_one_each(shape, stage, known, low, high)}) AS f "
+        f"DELETE FROM {shape.rows_name} AS t USING ({_one_each(shape, stage, known, low, high)}) AS f "
         "WHERE t.ctid = f.row_id AND t.tableoid = f.row_table"
     )
 
@@ -198,7 +199,7 @@ def update_whole_rows(
 ) -> str:
     """Update, for each staged old row, exactly one row of the target that equals it; as `delete_whole_rows`."""
     return (
-        f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, _settable(shape, unchanged))} "
+        f"UPDATE {shape.rows_name} AS t SET {_assignments(shape, _settable(shape, unchanged))} "
         f"FROM {stage} AS s, ({_one_each(shape, stage, known, low, high)}) AS f "
         f"WHERE {_between(low, high)} AND s.ordinal = f.ordinal AND t.ctid = f.row_id AND t.tableoid = f.row_table"
     )
@@ -206,13 +207,33 @@ def update_whole_rows(
 
 def truncate(shapes: Sequence[TableShape], *, restart_identity: bool) -> str:
     """Empty tables in one statement, so that foreign keys among them are no obstacle; nothing else is emptied."""
-    names = ", ".join(shape.sql_name for shape in shapes)
+    names = ", ".join(shape.rows_name for shape in shapes)
     return f"TRUNCATE {names}{' RESTART IDENTITY' if restart_identity else ''}"
+
+
+def delete_leaf(shape: TableShape, columns: Sequence[tuple[str, str]] | None, bound: str, commit_time_us: int) -> str:
+    """Delete the rows of one partition of the source: those that fulfil ``bound``.
+
+    `None` for ``columns``: every name that it uses means the same here. Otherwise they pair those of the source with
+    the target's, and whatever else it names makes the server refuse the statement. Where deleted rows stay, it is noted
+    in them when the transaction was that emptied the partition.
+    """
+    condition, other = bound, None
+    if columns is not None:
+        named = "".join(f", {quote(there)} AS {quote(source)}" for source, there in columns)
+        other = (
+            f"(SELECT s.cdc_table, s.cdc_row FROM (SELECT tableoid AS cdc_table, ctid AS cdc_row{named} "
+            f"FROM {shape.rows_name}) AS s WHERE {bound}) AS f"
+        )
+        condition = "t.tableoid = f.cdc_table AND t.ctid = f.cdc_row"
+    if shape.keeps_deleted:
+        return note_deleted(shape, commit_time_us, condition, other=other)
+    return f"DELETE FROM {shape.rows_name} AS t{f' USING {other}' if other else ''} WHERE {condition}"
 
 
 def delete_all(shape: TableShape) -> str:
     """Empty a table that a foreign key forbids to truncate."""
-    return f"DELETE FROM {shape.sql_name}"
+    return f"DELETE FROM {shape.rows_name}"
 
 
 def insert_over_deleted(shape: TableShape, stage: str, low: int, high: int) -> list[str]:
@@ -230,7 +251,7 @@ def insert_over_deleted(shape: TableShape, stage: str, low: int, high: int) -> l
         insertion, _, action = upsert(shape, stage, low, high).partition(" (")
         return [*statements, f"{insertion} AS t ({action} WHERE {deleted}"]
     overwrite = (
-        f"UPDATE {shape.sql_name} AS t SET {_assignments(shape, _updated(shape, ()))} FROM {stage} AS s "
+        f"UPDATE {shape.rows_name} AS t SET {_assignments(shape, _updated(shape, ()))} FROM {stage} AS s "
         f"WHERE {' AND '.join(found)}"
     )
     return [*statements, overwrite, insert(shape, stage, low, high)]
@@ -243,19 +264,25 @@ def delete_in_the_way(shape: TableShape, stage: str, low: int, high: int) -> str
     """
     which = f"NOT ({_same_key(shape, 'old')})" if shape.deleted_at is None else f"NOT {_deletion(shape)[1]}"
     return (
-        f"DELETE FROM {shape.sql_name} AS t USING {stage} AS s "
+        f"DELETE FROM {shape.rows_name} AS t USING {stage} AS s "
         f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')} AND {which}"
     )
 
 
-def note_all_deleted(shape: TableShape, commit_time_us: int) -> str:
-    """Note in every row that is not noted as deleted that it was, by the transaction of that time."""
+def note_deleted(shape: TableShape, commit_time_us: int, condition: str = "true", *, other: str | None = None) -> str:
+    """Note in rows ``t`` that are not noted as deleted that they were, by the transaction of that time.
+
+    ``other`` is what the condition reads besides.
+    """
     assert shape.deleted_at is not None  # asked only where a column notes it
     column = shape.columns[shape.deleted_at]
     time = datetime(2000, 1, 1) + timedelta(microseconds=commit_time_us)
     # A timestamp takes no notice of the zone: it is meant in UTC, as the bytes of a staged one are.
     literal = f"CAST('{time.isoformat(sep=' ')}+00' AS {column.stage_type})"
-    return f"UPDATE {shape.sql_name} AS t SET {quote(column.name)} = {literal} WHERE {_deletion(shape)[1]}"
+    return (
+        f"UPDATE {shape.rows_name} AS t SET {quote(column.name)} = {literal}{f' FROM {other}' if other else ''} "
+        f"WHERE {condition} AND {_deletion(shape)[1]}"
+    )
 
 
 def remove(shape: TableShape, condition: str, *, other: str | None = None) -> str:
@@ -264,7 +291,7 @@ def remove(shape: TableShape, condition: str, *, other: str | None = None) -> st
     ``other`` is what the condition reads besides. Not for tables where rows stay and nothing notes the time.
     """
     if not shape.keeps_deleted:
-        return f"DELETE FROM {shape.sql_name} AS t{f' USING {other}' if other else ''} WHERE {condition}"
+        return f"DELETE FROM {shape.rows_name} AS t{f' USING {other}' if other else ''} WHERE {condition}"
     _, live = _deletion(shape)
     assert shape.deleted_at is not None  # `_deletion` has asked
     column = shape.columns[shape.deleted_at]
@@ -272,7 +299,7 @@ def remove(shape: TableShape, condition: str, *, other: str | None = None) -> st
     if column.stage_type.endswith("without time zone"):
         now = f"({now} AT TIME ZONE 'UTC')"
     return (
-        f"UPDATE {shape.sql_name} AS t SET {quote(column.name)} = {now}{f' FROM {other}' if other else ''} "
+        f"UPDATE {shape.rows_name} AS t SET {quote(column.name)} = {now}{f' FROM {other}' if other else ''} "
         f"WHERE {condition} AND {live}"
     )
 
@@ -310,7 +337,7 @@ def _one_each(shape: TableShape, stage: str, known: Sequence[int], low: int, hig
     )
     return (
         "SELECT DISTINCT ON (s.ordinal) s.ordinal, t.ctid AS row_id, t.tableoid AS row_table "
-        f"FROM {stage} AS s, {shape.sql_name} AS t WHERE {conditions} ORDER BY s.ordinal"
+        f"FROM {stage} AS s, {shape.rows_name} AS t WHERE {conditions} ORDER BY s.ordinal"
     )
 
 

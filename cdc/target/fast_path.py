@@ -31,7 +31,7 @@ from cdc.target.row_replay import RowReplay
 from cdc.target.staging import Staging
 from cdc.target.steps import Group, RoutedPart, Step, TargetName, parents_first, split, stretched
 from cdc.target.table_plan import TablePlan, TableShape
-from cdc.target.truncation import truncate
+from cdc.target.truncation import Truncations
 
 BREATH_ROWS = 1_000
 """After how many folded rows the other tasks of the worker get their turn: some 5 to 10 ms."""
@@ -51,11 +51,19 @@ class _Staged:
 class FastPath:
     """Applies parts set by set, inside the caller's transaction and savepoint."""
 
-    def __init__(self, connection: asyncpg.Connection, staging: Staging, guard: Guard, replay: RowReplay) -> None:
+    def __init__(
+        self,
+        connection: asyncpg.Connection,
+        staging: Staging,
+        guard: Guard,
+        replay: RowReplay,
+        truncations: Truncations,
+    ) -> None:
         self._connection = connection
         self._staging = staging
         self._guard = guard
         self._replay = replay
+        self._truncations = truncations
 
     async def apply(self, parts: Sequence[RoutedPart], in_order: Collection[TableShape] = ()) -> None:
         """Apply parts. The staging tables of their shapes must exist. Raises `Refused` and `Unfit`.
@@ -65,7 +73,7 @@ class FastPath:
         for step in split(parts):
             await self._apply_step(step, in_order)
             if step.truncation is not None:
-                await truncate(self._connection, self._guard, step.truncated, step.truncation)
+                await self._truncations.truncate(step.truncated, step.truncation)
 
     async def _apply_step(self, step: Step, in_order: Collection[TableShape]) -> None:
         order = parents_first(

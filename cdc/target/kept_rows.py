@@ -23,14 +23,12 @@ or not at all (cdc.bootstrap.table_definitions).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import asyncpg
 
 from cdc.target import dml, overlap
-from cdc.target.rejection import Guard, Reason, Refused
+from cdc.target.rejection import Guard
 from cdc.target.row_counts import check_count, row_count
-from cdc.target.table_plan import TablePlan, TableShape
+from cdc.target.table_plan import TableShape
 
 
 async def insert(
@@ -45,20 +43,3 @@ async def insert(
         with guard(shape):
             changed += row_count(await connection.execute(sql))
     check_count(shape, changed, high - low + 1)
-
-
-async def truncate(
-    connection: asyncpg.Connection, guard: Guard, plans: Sequence[TablePlan], commit_time_us: int
-) -> Sequence[TablePlan]:
-    """Take the part of a TRUNCATE in tables whose deleted rows stay; returns the plans of the others.
-
-    Raises `Refused` where other relations are routed to a table, too: nobody can tell which rows were deleted.
-    """
-    for plan in plans:
-        shape = plan.shape
-        if shape.deleted_at is not None:
-            if plan.is_shared:
-                raise Refused(shape, Reason.SHARED_TRUNCATE)
-            with guard(shape):
-                await connection.execute(dml.note_all_deleted(shape, commit_time_us))
-    return [plan for plan in plans if not plan.shape.keeps_deleted]

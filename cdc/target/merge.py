@@ -41,12 +41,14 @@ class ResyncTables:
 
     ``rows`` holds a chunk in the columns of ``shape`` that are written; ``bound`` the key up to which everything is
     merged, and the one up to which the chunk goes; ``again`` keys that have to be read again. ``order`` are the places
-    of the key in the order in which ranges go. Keys have the types in which the source sends them.
+    of the key in the order in which ranges go. Keys have the types in which the source sends them. ``only``: no other
+    rows of the table are read again than those that fulfil this condition.
     """
 
     request: int
     shape: TableShape
     order: tuple[int, ...]
+    only: str | None = None
 
     @property
     def rows(self) -> str:
@@ -120,7 +122,7 @@ class ResyncTables:
             cast = self.shape.columns[place].key_cast
             casts.append(f"b.{key}" if cast is None else f"CAST(b.{key} AS {cast})")
         bound = f"SELECT {', '.join(casts)} FROM {self.bound} AS b WHERE"
-        conditions = ["true"]
+        conditions = ["true" if self.only is None else f"({self.only})"]
         if has_lower:
             conditions.append(f"{ours} > ({bound} NOT b.is_upper)")
         if has_upper:
@@ -214,15 +216,17 @@ async def replace_all(connection: asyncpg.Connection, tables: ResyncTables, *, w
     and the caller rolls back. ``where`` names the target for that.
     """
     shape = tables.shape
-    table, names = shape.sql_name, tables.row_columns
+    table, names = shape.rows_name, tables.row_columns
     same = tables.same_row("t", "s")
     equal = f"EXISTS (SELECT FROM {tables.rows} AS s WHERE {same} AND {_equal(names)})"
+    only = tables.within(has_lower=False, has_upper=False)
     delete_missing = ""
     if not shape.keeps_deleted or shape.deleted_at is not None:
-        delete_missing = dml.remove(shape, f"NOT EXISTS (SELECT FROM {tables.rows} AS s WHERE {same})") + ";"
-    delete_different = f"DELETE FROM {table} AS t WHERE NOT {equal}"
+        missing = f"{only} AND NOT EXISTS (SELECT FROM {tables.rows} AS s WHERE {same})"
+        delete_missing = dml.remove(shape, missing) + ";"
+    delete_different = f"DELETE FROM {table} AS t WHERE {only} AND NOT {equal}"
     insert = (
-        f"INSERT INTO {table} ({quote_list(names)}) OVERRIDING SYSTEM VALUE "
+        f"INSERT INTO {shape.sql_name} ({quote_list(names)}) OVERRIDING SYSTEM VALUE "
         f"SELECT {', '.join(f's.{quote(name)}' for name in names)} FROM {tables.rows} AS s "
         f"WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {same})"
     )
@@ -240,7 +244,7 @@ async def replace_all(connection: asyncpg.Connection, tables: ResyncTables, *, w
             await connection.execute(f"SAVEPOINT cdc_replace; {delete_missing} {update} {insert}{settle}")
         except (asyncpg.UniqueViolationError, asyncpg.ExclusionViolationError) as error:
             if shape.holds_more:
-                raise _moved(where, table, error.constraint_name) from None
+                raise _moved(where, shape.sql_name, error.constraint_name) from None
             await connection.execute("ROLLBACK TO SAVEPOINT cdc_replace")
         else:
             return
@@ -302,7 +306,7 @@ def _touched_row(part: int, xid: int, key: KeyFields) -> tuple[bytes, ...]:
 
 def _statements(tables: ResyncTables, chunk: Chunk, groups: Sequence[frozenset[str]]) -> list[tuple[int | None, str]]:
     """What makes the table's rows those of the chunk, in order, each with what its rows count as."""
-    shape, table = tables.shape, tables.shape.sql_name
+    shape, table = tables.shape, tables.shape.rows_name
     is_staged = f"EXISTS (SELECT FROM {tables.rows} AS s WHERE {tables.same_row('s', 't')})"
     is_there = f"EXISTS (SELECT FROM {table} AS t WHERE {tables.same_row('t', 's')})"
 
@@ -311,7 +315,8 @@ def _statements(tables: ResyncTables, chunk: Chunk, groups: Sequence[frozenset[s
 
     columns = quote_list(tables.row_columns)
     values = ", ".join(f"s.{quote(name)}" for name in tables.row_columns)
-    insert = f"INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {tables.rows} AS s WHERE"
+    into = f"INSERT INTO {shape.sql_name} ({columns}) OVERRIDING SYSTEM VALUE"
+    insert = f"{into} SELECT {values} FROM {tables.rows} AS s WHERE"
     found: list[tuple[int | None, str]] = []
     loses_rows = not shape.keeps_deleted or shape.deleted_at is not None
     if chunk.is_range and loses_rows:

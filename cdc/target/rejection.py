@@ -21,7 +21,7 @@ import asyncpg
 from cdc.changes.relation import DataType
 from cdc.changes.row_reader import ValueRefused
 from cdc.changes.transaction import Kind, Part
-from cdc.errors import BatchRejected, ServerError, TableStopped, TransientError
+from cdc.errors import BatchRejected, ReadAgain, ServerError, TableStopped, TransientError
 from cdc.routing.route import Route
 from cdc.target.catalog import TargetTable
 from cdc.target.remedies import load_table_again
@@ -30,6 +30,7 @@ from cdc.target.table_plan import TablePlan, TableShape
 
 FOREIGN_KEY_VIOLATION = "23503"
 UNIQUE_VIOLATION = "23505"
+CHECK_VIOLATION = "23514"
 _CAN_BE_DEFERRED = (FOREIGN_KEY_VIOLATION, UNIQUE_VIOLATION, "23P01")
 """Foreign keys, unique and exclusion constraints; a CHECK or NOT NULL cannot be."""
 
@@ -61,6 +62,7 @@ class Reason(Enum):
     KEY_NOT_SENT = "key not sent"
     NOT_IDENTIFIED = "not identified"
     SHARED_TRUNCATE = "shared truncate"
+    LEAF_TRUNCATE = "leaf truncate"
     UNDECIDED = "undecided"
 
 
@@ -160,9 +162,11 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
                 "constraint, or put a unique index over the other rows in its place (WHERE the column that notes "
                 "deletions IS NULL)"
             )
+        breaks = f"breaks a rule that the source does not have ({server}). {mend}"
+        if server.sqlstate == CHECK_VIOLATION and server.constraint is None and plan.shape.is_partitioned:
+            breaks = f"has no partition of the target's table to go into ({server}). Create it, or a default partition"
         return BatchRejected(
-            f"{where}: {change} of {which} breaks a rule that the source does not have ({server}). {mend}; it is tried "
-            "again then.",
+            f"{where}: {change} of {which} {breaks}; it is tried again then.",
             source_table=plan.source_table,
             commit_lsn=part.commit_lsn,
             xid=part.xid,
@@ -200,6 +204,14 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
             sentence = (
                 f"{which} truncates the source's table, but other tables are routed to this one, too, so that "
                 f"nobody can tell which rows are to go: load this table again ({again})."
+            )
+        case Reason.LEAF_TRUNCATE:
+            return ReadAgain(
+                f"{where}: {which} truncates partitions of the source's table, and nothing here tells which rows were "
+                "theirs: the worker reads the table again by itself, and lets it go on then.",
+                source_table=plan.source_table,
+                commit_lsn=part.commit_lsn,
+                xid=part.xid,
             )
         case Reason.UNDECIDED:
             sentence = (

@@ -48,6 +48,9 @@ class Request:
     consistent_from: Lsn | None
     run: int | None
     asked_at: datetime
+    by_itself: bool
+    partitions_only: bool
+    within: str | None
 
     @property
     def table(self) -> str:
@@ -91,15 +94,29 @@ class Request:
         return self.state in (DONE, FAILED)
 
 
-async def ask(session: Session, pipeline: str, source: TableName, max_rows_per_second: int | None) -> int:
+async def ask(
+    session: Session,
+    pipeline: str,
+    source: TableName,
+    max_rows_per_second: int | None,
+    *,
+    by_itself: bool = False,
+    partitions_only: bool = False,
+) -> int:
     """Ask for a table to be read again; returns the number of the request.
 
-    Where one is open for this table already it is that one's, which takes over the pace.
+    Where one is open for this table already it is that one's, which takes over the pace. ``by_itself`` is said by the
+    worker. ``partitions_only``: what partitions hold that were attached or detached is enough.
     """
     with target_errors("asking for a resync", session.where):
         return int(
             await session.connection.fetchval(
-                statements.load("target", "ask_resync"), pipeline, *source, max_rows_per_second
+                statements.load("target", "ask_resync"),
+                pipeline,
+                *source,
+                max_rows_per_second,
+                by_itself,
+                partitions_only,
             )
         )
 
@@ -223,7 +240,8 @@ _CASTS = {"consistent_from": "::text::pg_lsn"}
 _SELECT = (
     "SELECT request, source_schema, source_table, state, way, reason, mend, says, max_rows_per_second, source_oid,"
     " near_xid, key_form,"
-    " chunk_count, row_count, estimated_rows, sweep_after, consistent_from::text, run, asked_at FROM cdc.resync"
+    " chunk_count, row_count, estimated_rows, sweep_after, consistent_from::text, run, asked_at,"
+    " by_itself, partitions_only, within FROM cdc.resync"
 )
 
 

@@ -12,14 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import asyncpg
-
 from cdc.changes.transaction import Kind, Run, Truncation
-from cdc.target.rejection import Guard, Refused
+from cdc.target.rejection import Refused
 from cdc.target.row_replay import RowReplay
 from cdc.target.steps import RoutedPart, TargetName, truncated_plans
 from cdc.target.table_plan import TablePlan
-from cdc.target.truncation import truncate
+from cdc.target.truncation import Truncations
 
 
 @dataclass(slots=True)
@@ -35,10 +33,9 @@ class _Pending:
 class StrictPath:
     """Replays one part in order, inside the caller's transaction and savepoint."""
 
-    def __init__(self, connection: asyncpg.Connection, guard: Guard, replay: RowReplay) -> None:
-        self._connection = connection
-        self._guard = guard
+    def __init__(self, replay: RowReplay, truncations: Truncations) -> None:
         self._replay = replay
+        self._truncations = truncations
 
     async def apply(self, routed: RoutedPart) -> None:
         """Apply a part. Raises `Refused` for the first row that cannot be applied, with its plan and kind."""
@@ -52,7 +49,7 @@ class StrictPath:
                 plans = truncated_plans(routed, change)
                 if plans:
                     await self._finish(waiting)
-                    await truncate(self._connection, self._guard, plans, change)
+                    await self._truncations.truncate(plans, change)
         await self._finish(waiting)
 
     async def _take(self, pending: _Pending, waiting: dict[TargetName, list[_Pending]]) -> None:

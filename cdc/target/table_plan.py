@@ -82,6 +82,7 @@ class TableShape:
     - ``overlap``: the table may hold changes that are still to be streamed over it (cdc.target.overlap).
     - ``keeps_deleted``: rows that the source deletes stay (cdc.target.kept_rows). ``deleted_at`` is the place of the
       column that notes when, the last one; `None` where nothing does.
+    - ``is_partitioned``: its rows are in partitions.
     """
 
     schema: str
@@ -106,11 +107,17 @@ class TableShape:
     overlap: bool
     keeps_deleted: bool
     deleted_at: int | None
+    is_partitioned: bool
 
     @property
     def sql_name(self) -> str:
         """``"schema"."table"``."""
         return quote_qualified(self.schema, self.name)
+
+    @property
+    def rows_name(self) -> str:
+        """The table where its rows are read, updated and deleted: without those of tables that inherit from it."""
+        return self.sql_name if self.is_partitioned else f"ONLY {self.sql_name}"
 
     @property
     def is_insert_only(self) -> bool:
@@ -250,6 +257,7 @@ def plan_table(
         overlap=overlap,
         keeps_deleted=route.keeps_deleted,
         deleted_at=len(columns) if noted else None,
+        is_partitioned=found.relkind == "p",
     )
     wire = bytes(TEXT if text else BINARY for text in as_text)
     reader = row_reader(

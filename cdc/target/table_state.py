@@ -179,6 +179,17 @@ async def stop(
         )
 
 
+async def resume_in_overlap(session: Session, pipeline: str, source: TableName) -> None:
+    """Let a stopped table be in overlap when it goes on, from the position that it holds."""
+    with target_errors(f"recording table {'.'.join(source)}", session.where):
+        await session.connection.execute(
+            "UPDATE cdc.target_table SET stopped_in_overlap = true"
+            " WHERE pipeline = $1 AND source_schema = $2 AND source_table = $3 AND state = 'stopped'",
+            pipeline,
+            *source,
+        )
+
+
 async def resume(session: Session, pipeline: str, source: TableName) -> None:
     """Let a stopped table go on from the position that it holds, in overlap where it was in that."""
     with target_errors(f"resuming table {'.'.join(source)}", session.where):

@@ -3,7 +3,7 @@
 -- column that its key, its expressions and its predicate read, the extensions whose objects it uses,
 -- and whether it has a predicate.
 WITH indexes AS (
-    SELECT i.*, t.relname AS table_name, n.nspname AS schema_name, x.relname AS name,
+    SELECT i.*, t.relname AS table_name, t.relkind = 'p' AS is_partitioned, n.nspname AS schema_name, x.relname AS name,
            pg_get_indexdef(i.indexrelid) AS definition, o.oid AS constraint_oid, o.condeferrable, o.condeferred
       FROM pg_catalog.pg_index i
       JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
@@ -13,9 +13,9 @@ WITH indexes AS (
         ON o.conindid = i.indexrelid AND o.conrelid = i.indrelid AND o.contype IN ('u', 'x')
      WHERE i.indrelid = ANY (%(tables)s::oid[]) AND i.indislive AND NOT i.indisprimary
 ), prefixed AS (
-    -- pg_get_indexdef leaves ONLY out for tables that are no partitioned ones, and qualifies what the path does not hold.
-    SELECT *, format('CREATE %%sINDEX %%I ON %%I.%%I USING ', CASE WHEN indisunique THEN 'UNIQUE ' ELSE '' END,
-                     name, schema_name, table_name) AS prefix
+    -- pg_get_indexdef says ONLY for partitioned tables, for others not, and qualifies what the path does not hold.
+    SELECT *, format('CREATE %%sINDEX %%I ON %%s%%I.%%I USING ', CASE WHEN indisunique THEN 'UNIQUE ' ELSE '' END,
+                     name, CASE WHEN is_partitioned THEN 'ONLY ' ELSE '' END, schema_name, table_name) AS prefix
       FROM indexes
 )
 SELECT p.indrelid::bigint AS table_oid,

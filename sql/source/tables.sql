@@ -2,8 +2,8 @@
 -- Every table of users, or those named (schema.table), with its columns in the order and choice of pgoutput: neither
 -- dropped nor generated ones; those come beside, each with its place among all and its expression. The identity index is
 -- the one that PostgreSQL itself would use: live, valid, unique, immediate and not partial; and without generated columns,
--- which are not sent. Temporary tables are nobody else's.
-WITH chosen AS (
+-- which are not sent. Temporary tables are nobody else's. ancestors are the tables that one is a partition of.
+WITH RECURSIVE chosen AS (
     SELECT c.*, n.nspname
       FROM pg_catalog.pg_class c
       JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -36,6 +36,16 @@ WITH chosen AS (
                   ORDER BY u.place) AS columns
       FROM pg_catalog.pg_constraint o
      WHERE o.contype = 'p' AND o.conrelid IN (SELECT oid FROM chosen)
+), ancestors (relid, parent, depth) AS (
+    SELECT c.oid, i.inhparent, 1
+      FROM chosen c
+      JOIN pg_catalog.pg_inherits i ON i.inhrelid = c.oid AND NOT i.inhdetachpending
+     WHERE c.relispartition
+    UNION ALL
+    SELECT a.relid, i.inhparent, a.depth + 1
+      FROM ancestors a
+      JOIN pg_catalog.pg_class p ON p.oid = a.parent AND p.relispartition
+      JOIN pg_catalog.pg_inherits i ON i.inhrelid = a.parent AND NOT i.inhdetachpending
 )
 SELECT c.oid::bigint, c.nspname::text, c.relname::text, c.relreplident::text,
        (SELECT coalesce(json_agg(json_build_array(
@@ -70,7 +80,13 @@ SELECT c.oid::bigint, c.nspname::text, c.relname::text, c.relreplident::text,
        pg_has_role(c.relowner, 'USAGE') AS is_owned,
        c.relreplident = 'f' AND current_setting('server_version_num')::int >= 180000
            AND EXISTS (SELECT FROM pg_catalog.pg_attribute a
-                        WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped) AS lacks_generated
+                        WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped) AS lacks_generated,
+       ARRAY(SELECT n.nspname || '.' || p.relname
+               FROM ancestors a
+               JOIN pg_catalog.pg_class p ON p.oid = a.parent
+               JOIN pg_catalog.pg_namespace n ON n.oid = p.relnamespace
+              WHERE a.relid = c.oid
+              ORDER BY a.depth) AS ancestors
   FROM chosen c
   LEFT JOIN keys identity
     ON identity.indrelid = c.oid

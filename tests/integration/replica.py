@@ -19,7 +19,9 @@ from cdc.identifiers import quote, quote_qualified
 from cdc.routing.route import Route
 from cdc.source.catalog import describe_types, read_object_names
 from cdc.source.connection import connect as connect_source
+from cdc.source.partitions import find_places, read_leaves
 from cdc.target.applier import Applied, Applier, Holds
+from cdc.target.partition_record import held_all
 from cdc.target.session import Session, connect
 from cdc.target.table_plan import TablePlan
 from tests.conftest import MakeDatabase
@@ -57,6 +59,11 @@ class Replica:
                 connection = await connect_source(self.source.dsn, application_name="tests")
                 async with connection:
                     self.accumulator.learn(await describe_types(connection, unknown.keys), unknown.keys)
+                    places = await find_places(connection, unknown.relations)
+                    self.accumulator.place(places, unknown.relations)
+                    roots = {place.root_oid: f"{place.root_schema}.{place.root_name}" for place in places.values()}
+                    for root, leaves in (await read_leaves(connection, roots)).items():
+                        self.applier.held[roots[root]] = {leaf.oid: leaf for leaf in held_all(leaves)}
                 messages = unknown.remaining
         return self.accumulator.take()
 
@@ -144,7 +151,7 @@ async def open_replica(
             return await read_object_names(connection, objects)
 
     applier.read_names = read_names
-    return Replica(source, target, session, applier, Accumulator(part_bytes=8 << 20), routes, binary)
+    return Replica(source, target, session, applier, Accumulator(part_bytes=8 << 20, with_roots=True), routes, binary)
 
 
 MakeReplica = Callable[..., Awaitable[Replica]]

@@ -154,7 +154,7 @@ def test_routes_into_one_table_are_one_load() -> None:
 def work(table: str, *references: str) -> Work:
     route = Route("public", table, "public", table)
     pointed = frozenset(("public", name) for name in references)
-    copy = TableCopy(route, ("1",), ("id",), "binary", pointed, 1, 1)
+    copy = TableCopy(route, ("1",), ("id",), "binary", pointed, 1, 1, table)
     return Work(TargetAccess("t", "", "cdc", 1), Load("public", table, (route,)), (copy,))
 
 

@@ -22,7 +22,7 @@ GIGABYTE = 1 << 30
 
 def a_table(name: str, size: int, references: frozenset[tuple[str, str]] = frozenset()) -> Work:
     route = cast(Route, None)
-    copy = TableCopy(route, ("a",), ("a",), "binary", references, size // PAGE_BYTES, size)
+    copy = TableCopy(route, ("a",), ("a",), "binary", references, size // PAGE_BYTES, size, name)
     return Work(ACCESS, Load("public", name, ()), (copy,))
 
 

@@ -1,0 +1,84 @@
+"""Which partitions the tables of one target hold, as one session knows it and as the target records it.
+
+The stream describes the past, the source's catalog the present (hazard 15). A relation that the catalog does not call
+a partition any more is one all the same where the target holds it: what comes of it was written while it was one. And
+a partition that the target does not hold joins a table silently only if it was created as one; one that was attached
+may have brought rows, which have to be read first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cdc.changes.relation import Place, Relation
+from cdc.routing.patterns import split
+from cdc.target import partition_record
+from cdc.target.partition_record import HeldLeaf, HeldLeaves
+from cdc.target.session import Session
+from cdc.target.table_state import TableState
+
+
+class HeldPartitions:
+    """The record of one generation. ``held`` is by the root's ``schema.table``, and shared with the applier."""
+
+    def __init__(self, session: Session, key: str, held: dict[str, HeldLeaves]) -> None:
+        self._session = session
+        self._key = key
+        self._uncommitted: set[tuple[str, int]] = set()
+        self.held = held
+
+    @property
+    def oids(self) -> frozenset[int]:
+        """The oids of all leaves that are held."""
+        return frozenset(oid for leaves in self.held.values() for oid in leaves)
+
+    def marks(self, table: str) -> list[str]:
+        """Which leaves a table holds: of each its oid and the mark of its ATTACH."""
+        return [f"{leaf.oid} {leaf.attachment}" for leaf in self.held.get(table, {}).values()]
+
+    def place_of(self, relation: Relation, states: Iterable[TableState]) -> Place | None:
+        """Where a relation belongs that the source's catalog does not call a partition; `None`: nowhere."""
+        for state in states:
+            leaf = self.held.get(state.source_name, {}).get(relation.oid)
+            if leaf is not None and state.source_oid is not None:
+                return Place(leaf.described, state.source_oid, state.source_schema, state.source_table)
+        return None
+
+    async def join(self, relation: Relation) -> bool:
+        """A leaf's rows are about to be written into the table of its root: record it, where it brought none with it.
+
+        False: it was attached, perhaps with rows that were never streamed, which are not here yet.
+        """
+        leaf, table = relation.leaf, relation.qualified_name
+        if leaf is None:
+            return True
+        known = self.held.get(table, {}).get(leaf.oid)
+        if known is not None and known.attachment == leaf.attachment:
+            return True
+        if not leaf.is_born:
+            return False
+        found = partition_record.held(leaf, None)
+        if self._session.connection.is_in_transaction():
+            self._uncommitted.add((table, leaf.oid))
+        await partition_record.add(self._session, self._key, split(table), [found])
+        self.held.setdefault(table, {})[leaf.oid] = found
+        return True
+
+    def rolled_back(self) -> set[str]:
+        """The transaction that is open was rolled back: the tables of which something is not recorded any more."""
+        undone, self._uncommitted = self._uncommitted, set()
+        for table, oid in undone:
+            self.held.get(table, {}).pop(oid, None)
+        return {table for table, _ in undone}
+
+    def committed(self) -> None:
+        """The transaction is durable."""
+        self._uncommitted.clear()
+
+    async def write(self, table: str, leaves: Iterable[HeldLeaf]) -> None:
+        """Record that a table holds these leaves and no others, in the transaction that is open; then `follow`."""
+        await partition_record.write(self._session, self._key, split(table), leaves)
+
+    def follow(self, table: str, leaves: Iterable[HeldLeaf]) -> None:
+        """What was written is durable."""
+        self.held[table] = {leaf.oid: leaf for leaf in leaves}

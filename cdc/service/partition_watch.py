@@ -1,0 +1,71 @@
+"""Which partitions the source's tables have, looked at every few seconds: ATTACH and DETACH send nothing.
+
+One small query asks for a mark of each partitioned table that a target of the lane has loaded; what the marks stand
+for is read only where one has changed. Two look at it. The reader of the stream puts relations where they belong from
+then on (`PartitionWatch.place_again`). And each target compares what it holds (`cdc.service.resyncing`), after that: so
+nothing that is read again misses a change which the reader put elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from cdc.changes.accumulator import Accumulator, UnknownTypes
+from cdc.errors import CdcError
+from cdc.source.catalog import describe_types
+from cdc.source.connection import Connection
+from cdc.source.partitions import SourceLeaf, find_places, read_leaves, read_marks
+
+if TYPE_CHECKING:
+    from cdc.service.delivery import Delivery
+
+Leaves = Mapping[int, tuple[SourceLeaf, ...]]
+"""The leaves of partitioned tables, by the root's oid."""
+
+
+class PartitionWatch:
+    """The partitions of the tables that one lane streams. Its interval is in seconds."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._marks: dict[int, str] = {}
+        self._leaves: Leaves = {}
+        self._is_stale = False
+
+    async def watch(self, catalog: Connection, deliveries: Sequence[Delivery]) -> None:
+        """Look until cancelled. Raises what the source says."""
+        while True:
+            await self.look(catalog, deliveries)
+            await asyncio.sleep(self._interval_s)
+
+    async def look(self, catalog: Connection, deliveries: Sequence[Delivery]) -> None:
+        """Ask the source once, and tell the deliveries."""
+        tables = {oid for delivery in deliveries for oid in delivery.table_oids}
+        marks = await read_marks(catalog, tables)
+        if marks != self._marks:
+            self._leaves = await read_leaves(catalog, marks) if marks else {}
+            # A root without leaves is one all the same.
+            self._leaves = {root: self._leaves.get(root, ()) for root in marks}
+            self._marks = marks
+            self._is_stale = True
+        for delivery in deliveries:
+            delivery.resyncing.partitions = self._leaves
+
+    async def learn(self, catalog: Connection, accumulator: Accumulator, unknown: UnknownTypes) -> list[bytes]:
+        """Tell the accumulator what it asked for; returns the messages to be fed to it."""
+        accumulator.learn(await describe_types(catalog, unknown.keys), unknown.keys)
+        accumulator.place(await find_places(catalog, unknown.relations), unknown.relations)
+        return list(unknown.remaining)
+
+    async def place_again(self, catalog: Connection, accumulator: Accumulator) -> None:
+        """Where partitions have changed since the last time: say anew where the known relations belong."""
+        if self._is_stale:
+            self._is_stale = False
+            try:
+                known = accumulator.placed
+                accumulator.place(await find_places(catalog, known), known)
+            except CdcError:
+                self._is_stale = True
+                raise

@@ -1,0 +1,52 @@
+-- name: leaves
+-- The leaves of partitioned tables (oids), however deep. attachment tells one ATTACH from another: the transactions that
+-- wrote the rows of pg_inherits on the way to the root. is_born: each table on that way was created as a partition, in one
+-- statement (ATTACH writes the descriptions of all columns anew, CREATE TABLE … PARTITION OF leaves one as it was made).
+-- bound: a condition for exactly the rows of this leaf that another server understands alike; not for hash partitions,
+-- default partitions (it changes with their siblings) and ranges of types that servers may order differently.
+-- key_is_global: the key has every column that the tables on that way are partitioned by, and no expression is among these.
+WITH RECURSIVE tree (root, relid, attachment, is_born, is_bounded, parts) AS (
+    SELECT r.oid, r.oid, ''::text, true, true, '{}'::text[] COLLATE "C"
+      FROM unnest(%(roots)s::oid[]) AS r (oid)
+    UNION ALL
+    SELECT t.root, i.inhrelid, i.xmin::text || '/' || t.attachment,
+           t.is_born AND EXISTS (
+               SELECT
+                 FROM pg_catalog.pg_attribute made
+                 JOIN pg_catalog.pg_attribute a ON a.attrelid = made.attrelid AND a.attnum > 0
+                WHERE made.attrelid = i.inhrelid AND made.attnum = -1 AND made.xmin::text = i.xmin::text
+                  AND a.xmin::text = made.xmin::text AND a.cmin::text = made.cmin::text),
+           t.is_bounded AND p.partstrat IN ('l', 'r') AND p.partdefid <> i.inhrelid
+               AND (p.partstrat = 'l'
+                    OR (NOT EXISTS (SELECT FROM unnest(p.partcollation::oid[]) AS k (collation_oid) WHERE k.collation_oid <> 0)
+                        AND NOT EXISTS (
+                            SELECT
+                              FROM unnest(p.partattrs::int2[]) AS k (attnum)
+                              LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = k.attnum AND k.attnum > 0
+                              LEFT JOIN pg_catalog.pg_type y ON y.oid = a.atttypid AND y.typtype = 'b'
+                               AND y.typnamespace = 'pg_catalog'::regnamespace
+                             WHERE y.oid IS NULL))),
+           t.parts || ARRAY(SELECT coalesce(a.attname::text, '') COLLATE "C"
+                              FROM unnest(p.partattrs::int2[]) AS k (attnum)
+                              LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = k.attnum AND k.attnum > 0)
+      FROM tree t
+      JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = t.relid
+      JOIN pg_catalog.pg_inherits i ON i.inhparent = t.relid AND NOT i.inhdetachpending
+      JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition
+)
+SELECT t.root::bigint, t.parts, c.oid::bigint, n.nspname::text, c.relname::text, t.attachment, t.is_born,
+       CASE WHEN t.is_bounded AND c.relkind = 'r' THEN pg_get_partition_constraintdef(c.oid) END AS bound,
+       c.relkind::text, c.relpersistence::text, c.relreplident::text,
+       coalesce(pg_table_size(c.oid), 0)::bigint AS bytes,
+       coalesce(pg_relation_size(c.oid), 0)::bigint / current_setting('block_size')::bigint AS pages,
+       ARRAY(SELECT a.attname::text
+               FROM pg_catalog.pg_index x
+               JOIN pg_catalog.pg_attribute a
+                 ON a.attrelid = x.indrelid AND a.attnum = ANY ((x.indkey::int2[])[0:x.indnkeyatts - 1])
+              WHERE x.indrelid = c.oid AND x.indislive AND x.indisvalid AND x.indisunique AND x.indimmediate AND x.indpred IS NULL
+                AND ((c.relreplident = 'd' AND x.indisprimary) OR (c.relreplident = 'i' AND x.indisreplident))
+              ORDER BY a.attname) AS key
+  FROM tree t
+  JOIN pg_catalog.pg_class c ON c.oid = t.relid AND c.relkind <> 'p'
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ ORDER BY t.root, n.nspname, c.relname
