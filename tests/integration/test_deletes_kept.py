@@ -341,3 +341,29 @@ async def test_a_column_of_the_source_cannot_note_the_time(make_replica: MakeRep
     source.execute("INSERT INTO people VALUES (1, 'a', NULL)")
     with pytest.raises(TableStopped, match="is one that the source's table fills"):
         await deliver(replica, batches="one")
+
+
+@pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "strict"])
+async def test_rows_stay_where_changes_are_taken_in_order_too(
+    make_replica: MakeReplica, source: Database, overlap: bool
+) -> None:
+    ddl = AT_SOURCE.replace("name text", "name text UNIQUE")
+    noted = AT_TARGET.replace("people", "noted").replace("name text", "name text UNIQUE")
+    into = [KEPT, Route("public", "other", "public", "noted", keeps_deleted=True, deleted_at="deletedAt")]
+    replica = await make_replica(f"{ddl}; {ddl.replace('people', 'other')}", f"{ddl}; {noted}", routes=into)
+    for table, target in (("people", "people"), ("other", "noted")):
+        rows = "VALUES (1, 'a'), (2, 'b'), (3, 'c')"
+        source.execute(f"INSERT INTO {table} {rows}")
+        replica.target.execute(f"INSERT INTO {target} {rows}")
+    await replica.record()
+    replica.overlap = overlap
+    for table in ("people", "other"):
+        source.execute(
+            f"DELETE FROM {table} WHERE id = 1; UPDATE {table} SET name = 'x' WHERE id = 2;"
+            f"UPDATE {table} SET name = 'b' WHERE id = 3; UPDATE {table} SET name = 'c' WHERE id = 2"
+        )
+    applied = await replica.apply(await replica.record())
+    assert applied.was_strict
+    assert kept(replica) == [(1, "a"), (2, "c"), (3, "b")]
+    query = 'SELECT id, name, "deletedAt" IS NOT NULL FROM noted ORDER BY id'
+    assert replica.target.fetch(query) == [(1, "a", True), (2, "c", False), (3, "b", False)]
