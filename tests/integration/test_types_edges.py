@@ -118,7 +118,7 @@ GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
         ),
         "interval": (
             *("0", "-1 mon +2 days -03:04:05.6", "1 year 2 mons -3 days 04:05:06.000007", "178000000 years"),
-            *("-178000000 years", "2147483647 days", "-2562047788:00:54.775807"),
+            *("-178000000 years", "2147483647 days", "-2562047787:00:54.775807"),
         ),
         "interval day to second(3)": ("-3 days 04:05:06.007",),
     },
