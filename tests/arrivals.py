@@ -128,15 +128,19 @@ class Arrivals:
         """Every value of these tables is the same text, or the same NULL, on all sides."""
         for table in tables:
             name = quote_qualified(*split(table))
-            columns = [
-                column
-                for (column,) in self.source.fetch(
-                    "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0"
-                    " AND NOT attisdropped ORDER BY attnum",
-                    name,
-                )
-            ]
-            wanted = ", ".join(f"{quote(column)}::text" for column in columns)
+            shown = self.source.fetch(
+                "SELECT attname, atttypid = 'xml'::regtype FROM pg_attribute WHERE attrelid = %s::regclass"
+                " AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+                name,
+            )
+            columns = [column for column, _ in shown]
+            # A cast of xml shows what is stored, with an encoding that no output function shows.
+            wanted = ", ".join(
+                f"CASE WHEN {quote(column)} IS NOT NULL THEN format('%s', {quote(column)}) END"
+                if is_xml
+                else f"{quote(column)}::text"
+                for column, is_xml in shown
+            )
             expected = sorted(self.source.fetch(f"SELECT {wanted} FROM {name}"), key=repr)
             for way in ways:
                 if way == "backup" and table in self.refused:

@@ -28,9 +28,10 @@ _READ_ALIKE: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
 )
 """Built-in types: values of any of the first are read by any of the second."""
 
-_SPEAK_OF_THEIR_SERVER = frozenset(("money", "regproc", "regoper"))
+_SPEAK_OF_THEIR_SERVER = frozenset(("money", "regproc", "regoper", "char"))
 """Types whose text another server may read as another value, or not at all: that of ``money`` depends on a server's
-settings (``lc_monetary``), that of a function or an operator without its arguments may mean several."""
+settings (``lc_monetary``), that of a function or an operator without its arguments may mean several, and that of
+``"char"`` (one byte) is escaped since 16, which older versions do not read."""
 
 
 def reads_text(source: DataType, target: DataType) -> bool:

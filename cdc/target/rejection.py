@@ -21,6 +21,7 @@ import asyncpg
 from cdc.changes.relation import DataType
 from cdc.changes.row_reader import ValueRefused
 from cdc.changes.transaction import Kind, Part
+from cdc.changes.translation import names_objects
 from cdc.errors import BatchRejected, ReadAgain, ServerError, TableStopped, TransientError
 from cdc.routing.route import Route
 from cdc.target.catalog import TargetTable
@@ -247,6 +248,9 @@ def unfit_verdict(unfit: Unfit, part: Part, plan: TablePlan, target: str, role: 
         sentence = f"it, or a column or type of it, is not what the rows need ({unfit.server}). Run cdc check."
     else:
         sentence = f"the server refuses to write to it ({unfit.server})."
+    objects = [column.name for column in plan.relation.columns if names_objects(column.type)]
+    if objects:
+        sentence += f" Values of {', '.join(objects)} name objects, which have to exist there, too."
     return TableStopped(
         f"{where}: {sentence}",
         server=unfit.server,

@@ -71,9 +71,10 @@ class Replica:
         """Apply parts as one batch in one transaction."""
         for part in parts:
             for relation in part.relations:
-                route = self.route_of(relation)
+                found = self.resolve(relation)
+                route = self.route_of(found)
                 if relation not in self.plans and route is not None:
-                    self.plans[relation] = await self.applier.plan(relation, route, overlap=self.overlap)
+                    self.plans[relation] = await self.applier.plan(found, route, overlap=self.overlap)
         await self.applier.prepare(self.plans)
         async with self.session.connection.transaction():
             return await self.applier.apply(parts, self.plans, holds)
@@ -83,7 +84,7 @@ class Replica:
         parts = await self.record()
         applied = await self.apply(parts)
         if compare:
-            for relation in {relation for part in parts for relation in part.relations}:
+            for relation in {self.resolve(relation) for part in parts for relation in part.relations}:
                 self.assert_equal(relation)
         return applied
 
@@ -100,6 +101,10 @@ class Replica:
         """From now on every change is expected to find what the source had."""
         self.overlap = False
         self.plans.clear()
+
+    def resolve(self, relation: Relation) -> Relation:
+        """A partition as a part of its root where that is routed, otherwise as a table of its own."""
+        return relation if relation.leaf is None or self.route_of(relation) is not None else relation.by_itself()
 
     def route_of(self, relation: Relation) -> Route | None:
         """The route of a relation."""

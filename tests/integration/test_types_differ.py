@@ -74,7 +74,7 @@ async def test_values_are_converted_as_postgresql_assigns_them_in_the_stream_and
     def insert(first: int) -> None:
         for place, (_, values, _) in enumerate(CONVERTED):
             for number, value in enumerate((*values, None), first):
-                source.connection().execute(f"INSERT INTO t{place} VALUES (%s, %s)", (number, value))  # type: ignore[call-overload]
+                source.executemany(f"INSERT INTO t{place} VALUES (%s, %s)", [(number, value)])
 
     insert(100)
     async with Pipeline(source, {"datamart": owned(target, {name: ["id", "v"] for name in names})}) as pipeline:

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from cdc.errors import SetupError, TableStopped
+from cdc.target.resync_request import Request
 from tests.arrivals import arrivals
 from tests.conftest import MakeDatabase
 from tests.database import Database
 from tests.integration.replica import MakeReplica, make_replica
 from tests.pipeline import Pipeline, follow
+from tests.resync import Replicated
 
 __all__ = ["make_replica"]
 
@@ -78,9 +80,10 @@ async def test_values_of_users_types_arrive_on_a_target_with_other_oids(
     assert len(replica.target.fetch("SELECT FROM u WHERE mood = 'sad'")) == 3
 
 
-EXTENSIONS = "CREATE SCHEMA ext;" + "".join(
-    f"CREATE EXTENSION {name} SCHEMA ext;" for name in ("citext", "hstore", "ltree", "cube")
-)
+EXTENSIONS = """
+CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext; CREATE EXTENSION hstore SCHEMA ext;
+CREATE EXTENSION ltree SCHEMA ext; CREATE EXTENSION cube SCHEMA ext;
+"""
 
 EXTENDED = """
 CREATE DOMAIN mail AS ext.citext;
@@ -115,6 +118,78 @@ async def test_a_following_target_gets_the_types_it_lacks_and_every_way_brings_t
         assert stream.fetch("SELECT id::text, tags FROM e") == [("b", None)]
         assert stream.fetch("SELECT DISTINCT mood::text FROM t") == [("glad",)]
         assert stream.fetch("SELECT FROM u") == []
+
+
+async def test_vectors_arrive(
+    source: Database, make_target: MakeDatabase, postgres_binaries: Path, tmp_path: Path
+) -> None:
+    if not source.fetch("SELECT FROM pg_available_extensions WHERE name = 'vector'"):
+        pytest.skip("this server is without pgvector")
+    extension = "CREATE SCHEMA ext; CREATE EXTENSION vector SCHEMA ext;"
+    async with arrivals(source, make_target, postgres_binaries, tmp_path, target_ddl=OTHER_OIDS + extension) as ways:
+        source.execute(
+            f"{extension} CREATE TYPE near AS (v ext.vector, n int);"
+            "CREATE TABLE v (id int PRIMARY KEY, v ext.vector(3), vs ext.vector[], near near, h ext.halfvec,"
+            " s ext.sparsevec);"
+            "INSERT INTO v VALUES (1, '[1,-0.5,1e-20]', '{\"[1]\",NULL}', ROW('[2,3]', 1), '[1,2]', '{1:1.5,5:-2}/9')"
+        )
+        await ways.create("public.v")
+        await ways.copy_live("public.v")
+        await ways.restore("public.v")
+        await ways.deliver()
+        source.execute("UPDATE v SET v = '[0,0,0]', near.n = 2; INSERT INTO v VALUES (2)")
+        await ways.deliver()
+        ways.assert_equal("public.v", ways=["stream"])
+        assert not ways.refused
+
+
+async def test_rows_are_known_by_keys_of_users_types(make_replica: MakeReplica, source: Database) -> None:
+    ddl = """
+        CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE DOMAIN age AS int NOT NULL CHECK (VALUE > 0);
+        CREATE TABLE by_mood (mood mood, age age, n int, PRIMARY KEY (age, mood));
+        CREATE TABLE by_moods (moods mood[] PRIMARY KEY, n int); CREATE DOMAIN moods AS mood[];
+        CREATE TABLE by_domain (moods moods PRIMARY KEY, n int);
+    """
+    replica = await make_replica(ddl, OTHER_OIDS + ddl)
+    for table, one, two, three in (
+        ("by_mood", "'sad', 1", "'glad', 1", "'glad', 7"),
+        ("by_moods", "'{sad}'", "'{}'", "'{glad,NULL}'"),
+        ("by_domain", "'{sad}'", "'{}'", "'{glad,NULL}'"),
+    ):
+        source.execute(f"INSERT INTO {table} VALUES ({one}, 1), ({two}, 2), ({three}, 3)")
+        await replica.deliver()
+        source.execute(f"UPDATE {table} SET n = n + 10; DELETE FROM {table} WHERE n = 12")
+        await replica.deliver()
+    source.execute("UPDATE by_mood SET age = age + 1, mood = 'glad'; UPDATE by_moods SET moods = moods || moods")
+    source.execute("UPDATE by_domain SET moods = '{}' WHERE n = 13")
+    await replica.deliver()
+
+
+async def test_a_table_with_values_of_users_types_is_read_again_while_it_streams(
+    source: Database, make_target: MakeDatabase
+) -> None:
+    source.execute(TYPES + TABLE + ROWS)
+    source.execute(
+        "CREATE TABLE objects (id int PRIMARY KEY, object regclass); INSERT INTO objects VALUES (1, 'pg_class')"
+    )
+    target = make_target()
+    target.execute(OTHER_OIDS)
+    replicated = Replicated(source, target)
+    await replicated.load()
+
+    async def change(_: Request) -> None:
+        source.execute("UPDATE t SET moods = '{glad}' WHERE id = 2; UPDATE objects SET object = 'pg_type'")
+
+    async with replicated.worker(change) as _:
+        target.execute("SET session_replication_role = replica; UPDATE t SET pairs = NULL; DELETE FROM t WHERE id = 1")
+        target.execute("UPDATE objects SET object = 'pg_proc'")
+        for table in ("t", "objects"):
+            (outcome,), _ = await replicated.resync(f"public.{table}")
+            assert outcome.way == "in place"
+            await replicated.assert_equal(table)
+        source.execute("UPDATE t SET pairs = NULL WHERE id = 1; DELETE FROM t WHERE id = 3")
+        await replicated.assert_equal("t")
+        assert replicated.state("t") == "streaming"
 
 
 async def test_a_type_that_exists_and_is_another_is_refused_with_what_mends_it(

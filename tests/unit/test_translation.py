@@ -9,16 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc.changes.relation import Attribute, DataType
+from cdc.changes.relation import Attribute, DataType, Relation, ReplicaIdentity
+from cdc.changes.row_reader import ValueRefused, row_reader
 from cdc.changes.translation import (
     NotAsPlanned,
     ObjectOids,
     Translate,
     UnknownObjects,
     Unlike,
+    as_text,
     names_objects,
     translation,
 )
+from cdc.changes.unreadable import AS_TEXT
+from cdc.pgoutput.tuples import NULL as NULL_FIELD
+from cdc.pgoutput.tuples import UNCHANGED
 
 INT = DataType(23, "pg_catalog", "int4", "integer")
 TEXT = DataType(25, "pg_catalog", "text", "text")
@@ -206,3 +211,54 @@ def test_damaged_bytes_are_refused_or_come_out_whole(data: st.DataObject) -> Non
     except NotAsPlanned:
         return
     assert len(found) >= len(value)
+
+
+def test_a_reader_translates_what_was_sent_wherever_it_picks_rows() -> None:
+    """Rows of inserts, deletes and updates alike, NULLs and unchanged values as they are."""
+    relation = Relation(1, "public", "t", ReplicaIdentity.DEFAULT, ())
+
+    def shout(value: bytes) -> bytes:
+        if value == b"bad":
+            raise NotAsPlanned("no")
+        return value.upper() + b"!"
+
+    reader = row_reader(relation, b"bbb", (2, 0), (1,), {0: shout, 1: shout})
+
+    def fields(*values: bytes | None) -> bytes:
+        shown = (b"u" if v == b"~" else b"n" if v is None else b"b" + sized(v) for v in values)
+        return struct.pack(">h", len(values)) + b"".join(shown)
+
+    new = b"I\0\0\0\1N" + fields(b"k", b"left out", b"v")
+    assert reader.new_row(new) == [sized(b"V!"), sized(b"K!")]
+    assert list(reader.new_rows([new, new])) == [reader.new_row(new)] * 2
+    assert reader.old_row(b"D\0\0\0\1K" + fields(b"k", None, None)) == [NULL_FIELD, sized(b"K!")]
+    changed = b"U\0\0\0\1K" + fields(b"k", None, None) + b"N" + fields(b"l", b"x", b"~")
+    assert reader.old_and_new(changed) == ([NULL_FIELD, sized(b"K!")], [UNCHANGED, sized(b"L!")])
+    assert reader.old_and_new(changed)[1][0] is UNCHANGED
+    with pytest.raises(ValueRefused) as refused:
+        reader.new_row(b"I\0\0\0\1N" + fields(b"bad", None, None))
+    assert (refused.value.relation, refused.value.column_index) == (relation, 0)
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=4), st.binary(max_size=40))
+def test_a_vector_as_text_is_its_numbers_and_damage_is_refused(numbers: list[int], noise: bytes) -> None:
+    value = struct.pack(">iiIii", 1, 0, 26, len(numbers), 0) + b"".join(sized(struct.pack(">I", n)) for n in numbers)
+    assert as_text("oidvector", value) == " ".join(map(str, numbers)).encode()
+    for name in AS_TEXT:
+        try:
+            as_text(name, noise)
+        except NotAsPlanned:
+            continue
+
+
+def test_a_tsquery_as_text_keeps_its_tree_its_weights_and_its_quotes() -> None:
+    def lexeme(text: bytes, weights: int = 0, prefix: int = 0) -> bytes:
+        return bytes([1, weights, prefix]) + text + b"\0"
+
+    a, b = lexeme(b"a", 8 | 1, 1), lexeme(b"it's \\")
+    value = struct.pack(">i", 5) + b"\2\4\0\3" + b + b"\2\1" + b"\2\2" + a + lexeme(b"c")
+    with pytest.raises(NotAsPlanned):
+        as_text("tsquery", value)  # one item is missing
+    value = struct.pack(">i", 6) + value[4:]
+    assert as_text("tsquery", value) == rb"(!(('c') & ('a':*AD))) <3> ('it''s \\')"
+    assert as_text("tsquery", bytes(4)) == b""

@@ -1,0 +1,124 @@
+"""Values that cannot be carried over stop their table with a sentence, never with another value; and large ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cdc.changes.relation import DataType
+from cdc.errors import CdcError, TableStopped
+from cdc.target import applier
+from cdc.target.catalog import TargetTable, read_table
+from tests.arrivals import arrivals
+from tests.conftest import MakeDatabase
+from tests.database import Database
+from tests.integration.replica import MakeReplica, make_replica
+from tests.pipeline import Pipeline, follow
+
+__all__ = ["make_replica"]
+
+MEGABYTES = 64
+
+
+async def test_an_object_is_known_by_the_name_that_it_has_now_and_stops_the_table_where_there_is_none(
+    make_replica: MakeReplica, source: Database
+) -> None:
+    ddl = "CREATE TABLE t (id int PRIMARY KEY, object regclass, objects regclass[])"
+    replica = await make_replica(f"CREATE TABLE secret_name (); {ddl}", f"CREATE TYPE before_us AS (a int); {ddl}")
+    source.execute("INSERT INTO t VALUES (1, 'pg_class', '{pg_type,0}')")
+    await replica.deliver()
+    source.execute("INSERT INTO t VALUES (2, NULL, '{pg_class,secret_name}'); UPDATE t SET object = 'secret_name'")
+    parts = await replica.record()
+    for _ in range(2):
+        with pytest.raises(TableStopped) as stopped:
+            await replica.apply(parts)
+        message = str(stopped.value)
+        assert "names an object by a value of type regclass that does not exist there, in one of its columns" in message
+        assert "object, objects" in message
+        assert 'SELECT DISTINCT "object", "objects" FROM "public"."t" at the source' in message
+        assert "secret_name" not in message
+        assert stopped.value.commit_lsn == parts[0].commit_lsn
+    replica.target.execute("CREATE TABLE secret_name ()")
+    await replica.apply(parts)
+    replica.assert_equal(next(iter(parts[0].relations)))
+    source.execute("ALTER TABLE secret_name RENAME TO another")
+    replica.target.execute("CREATE TABLE another ()")
+    source.execute("UPDATE t SET object = 'another', objects = '{another}'")
+    await replica.deliver()
+
+
+async def test_a_live_copy_says_which_columns_name_objects_that_may_be_missing(
+    source: Database, make_target: MakeDatabase, postgres_binaries: Path, tmp_path: Path
+) -> None:
+    async with arrivals(source, make_target, postgres_binaries, tmp_path) as ways:
+        source.execute("CREATE TABLE secret_name (); CREATE TABLE t (id int PRIMARY KEY, object regclass)")
+        source.execute("INSERT INTO t VALUES (1, 'secret_name')")
+        await ways.create("public.t")
+        for bring in (ways.copy_live, ways.restore):
+            with pytest.raises(CdcError) as refused:
+                await bring("public.t")
+            assert "whose values in object name objects that have to exist there" in str(refused.value)
+            assert "secret_name" not in str(refused.value)
+
+
+@pytest.mark.parametrize("data_type", ["tsquery", "oidvector", "int2vector"])
+async def test_what_postgresql_does_not_read_back_inside_of_a_value_stops_the_table(
+    make_replica: MakeReplica, source: Database, data_type: str
+) -> None:
+    replica = await make_replica(f"CREATE TABLE t (id int PRIMARY KEY, v {data_type}[])")
+    source.execute("INSERT INTO t VALUES (1, '{1,NULL}')")
+    source.execute("INSERT INTO t VALUES (2, '{\"\"}')")
+    parts = await replica.record()
+    with pytest.raises(
+        TableStopped, match=f"column v of a row .* holds an empty {data_type} inside of another value"
+    ) as e:
+        await replica.apply(parts)
+    assert e.value.commit_lsn == parts[1].commit_lsn
+
+
+async def test_an_infinite_interval_stops_the_table_of_a_target_that_has_none(
+    make_replica: MakeReplica, source: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers of different versions are the matrix's business; here the target's catalog speaks as an older one."""
+
+    def older(data_type: DataType) -> DataType:
+        element = None if data_type.element is None else older(data_type.element)
+        return replace(data_type, element=element, lacks_infinity=data_type.name == "interval")
+
+    async def read_older_table(*arguments: object) -> TargetTable | None:
+        table = await read_table(*arguments)  # type: ignore[arg-type]  # passed on as given
+        if table is None:
+            return None
+        return replace(table, columns=tuple(replace(c, type=older(c.type)) for c in table.columns))
+
+    if int(source.fetchval("SHOW server_version_num")) < 170_000:
+        pytest.skip("this server has no infinite intervals")
+    monkeypatch.setattr(applier, "read_table", read_older_table)
+    replica = await make_replica("CREATE TABLE t (id int PRIMARY KEY, i interval, more interval[])")
+    source.execute("INSERT INTO t VALUES (1, '1 day', '{-178000000 years}')")
+    await replica.deliver()
+    for value in ("'infinity', NULL", "NULL, '{1 day,-infinity}'"):
+        source.execute(f"INSERT INTO t VALUES (2, {value}); DELETE FROM t WHERE id = 2")
+        with pytest.raises(TableStopped, match="an interval is infinite"):
+            await replica.deliver()
+
+
+async def test_a_value_of_many_megabytes_arrives(source: Database, make_target: MakeDatabase) -> None:
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, n int, raw bytea); ALTER TABLE t ALTER raw SET STORAGE EXTERNAL"
+    )
+    insert = f"INSERT INTO t SELECT %s, 0, decode(repeat(md5('%s'), {MEGABYTES} * 65536), 'hex')"
+    source.execute(insert % (1, 1))
+    target = make_target()
+    async with Pipeline(source, {"internal": follow(target)}) as pipeline:
+        await pipeline.load()
+        worker = await pipeline.start()
+        source.execute(insert % (2, 2))
+        source.execute("UPDATE t SET n = n + 1; UPDATE t SET id = 3 WHERE id = 1")
+        await pipeline.caught_up()
+        assert worker.peak_rss_bytes() < 700 << 20
+    query = "SELECT id, n, length(raw), md5(raw) FROM t ORDER BY id"
+    assert target.fetch(query) == source.fetch(query)
+    assert target.fetchval("SELECT min(length(raw)) FROM t") == MEGABYTES << 20
