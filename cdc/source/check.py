@@ -16,11 +16,10 @@ from cdc.errors import CdcError
 from cdc.identifiers import quote
 from cdc.observe.finding import Finding, Severity
 from cdc.source import heartbeat
-from cdc.source.catalog import read_tables
 from cdc.source.connection import Connection, connect, place, source_errors
 from cdc.source.replication import ReplicationConnection
 from cdc.source.slot import FIRST_WITH_FAILOVER, Slot, failover_refusal, read_slot, refusal
-from cdc.source.table_findings import published_findings, table_findings
+from cdc.source.table_findings import published_findings, read_checked_tables, table_findings
 
 OLDEST_VERSION = 140000
 """Logical messages in pgoutput and binary values came with PostgreSQL 14."""
@@ -73,7 +72,8 @@ async def check(source: SourceConfig, *, pipeline: str, routed: Collection[str])
                 *await _heartbeat_findings(connection, server, pipeline, slot),
                 *await published_findings(connection, source, routed, is_started=slot is not None),
             ]
-            findings += table_findings(await read_tables(connection, routed), routed, user=server.user)
+            tables = await read_checked_tables(connection, source, routed)
+            findings += table_findings(tables, routed, user=server.user)
             return findings
     except CdcError as error:
         return [_finding(Severity.ERROR, "connection", str(error), error.sql)]

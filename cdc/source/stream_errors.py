@@ -75,6 +75,13 @@ def explain_end(results: list[pq.abc.PGresult], slot: str) -> CdcError:
             f"text values",
             server=server,
         )
+    if state == "0A000":
+        return TerminalError(
+            f"publications that the slot {slot} streams send different columns of one table, which PostgreSQL does not "
+            f"stream: give it the same column list in each, and follow only one of them (source.publications) until "
+            f"the stream is past the changes that were made meanwhile; `cdc check` names the table",
+            server=server,
+        )
     if state == "58P01":
         return ResyncNeeded(
             f"the source has no longer the WAL that the slot {slot} needs: bootstrap the targets again",

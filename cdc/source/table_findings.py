@@ -122,6 +122,16 @@ def _identity_mend(table: SourceTable, name: str) -> str:
     return f"{full}  -- or, better: ALTER TABLE {name} ADD PRIMARY KEY (…);"
 
 
+async def read_checked_tables(
+    connection: Connection, source: SourceConfig, routed: Collection[str]
+) -> list[SourceTable]:
+    """The tables as the stream shows them; as the catalog does, where the publications contradict each other."""
+    try:
+        return await read_published_tables(connection, source, routed)
+    except SetupError:
+        return await read_tables(connection, routed)
+
+
 async def published_findings(
     connection: Connection, source: SourceConfig, routed: Collection[str], *, is_started: bool
 ) -> list[Finding]:
@@ -129,7 +139,7 @@ async def published_findings(
 
     ``is_started``: the slot exists, so that what is not published now is missed.
     """
-    tables = await read_tables(connection, routed)
+    tables = await read_checked_tables(connection, source, routed)
     existing = await publication.read(connection, source.publication_names)
     if source.manage_publications:
         return _managed(connection, source, existing, tables, is_started=is_started)

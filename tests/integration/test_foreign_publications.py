@@ -125,6 +125,32 @@ async def test_different_column_lists_of_one_table_are_refused_before_the_stream
         assert "send different columns of public.t" in output
 
 
+async def test_column_lists_that_begin_to_differ_end_the_stream_with_a_sentence(
+    source: Database, make_target: MakeDatabase
+) -> None:
+    if version(source) < 150000:
+        return
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, a int, b int); CREATE PUBLICATION p1 FOR TABLE t (id, a);"
+        "CREATE PUBLICATION p2"
+    )
+    target = make_target()
+    async with Pipeline(
+        source, {"internal": follow(target)}, manage_publications=False, publications=["p1", "p2"]
+    ) as pipeline:
+        await pipeline.load()
+        worker = await pipeline.start()
+        source.execute("ALTER PUBLICATION p2 ADD TABLE t (id, b)")
+        source.execute("INSERT INTO t VALUES (1, 1, 1)")
+        await pipeline.until(lambda: "send different columns of one table" in worker.log_text(), "it is said")
+        await worker.kill()
+        source.execute("ALTER PUBLICATION p2 DROP TABLE t")
+        pipeline.settings["source"]["publications"] = ["p1"]
+        pipeline.configure()
+        await pipeline.start()
+        await pipeline.until(lambda: target.fetch("SELECT id, a FROM t") == [(1, 1)], "the change has arrived")
+
+
 async def test_values_that_the_source_computes_and_publishes_arrive(
     source: Database, make_target: MakeDatabase
 ) -> None:
