@@ -24,7 +24,7 @@ from cdc.routing.route import Route
 from cdc.source.catalog import SourceTable
 from cdc.target.catalog import TargetTable
 from cdc.target.schema import NewTable
-from cdc.target.table_plan import TableShape
+from cdc.target.table_shape import TableShape
 
 _INTEGERS = frozenset(("int2", "int4", "int8"))
 

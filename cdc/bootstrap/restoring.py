@@ -30,7 +30,8 @@ from cdc.bootstrap.text_forms import reads_text
 from cdc.routing.route import Route
 from cdc.source.catalog import SourceTable
 from cdc.target.catalog import TargetTable
-from cdc.target.table_plan import TableShape, plan_table
+from cdc.target.table_plan import plan_table
+from cdc.target.table_shape import TableShape
 
 _CLIENT_ENCODINGS = frozenset(("BIG5", "GB18030", "GBK", "JOHAB", "SHIFT_JIS_2004", "SJIS", "UHC"))
 """Encodings that a server cannot have and ``pg_dump --encoding`` can write (PostgreSQL's manual, "Character Set

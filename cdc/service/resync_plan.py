@@ -28,7 +28,8 @@ from cdc.target.catalog import TargetTable, read_table
 from cdc.target.merge import ResyncTables, fixed_columns
 from cdc.target.schema import NewTable, new_table
 from cdc.target.session import Session, target_errors
-from cdc.target.table_plan import TableShape, plan_table
+from cdc.target.table_plan import plan_table
+from cdc.target.table_shape import TableShape
 from cdc.target.table_state import TableName, TableState
 from cdc.target.truncation import alike_columns
 

@@ -29,7 +29,8 @@ from cdc.target.applier import Applier
 from cdc.target.merge import Chunk, Merged, ResyncTables
 from cdc.target.resync_request import Request
 from cdc.target.session import Session, is_driver_error, target_errors, translate
-from cdc.target.table_plan import TablePlan, TableShape
+from cdc.target.table_plan import TablePlan
+from cdc.target.table_shape import TableShape
 from cdc.target.truncation import empties
 
 TOUCHED_BYTES = 32 * 1024**2

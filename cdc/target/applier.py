@@ -56,7 +56,8 @@ from cdc.target.staging import Staging
 from cdc.target.steps import RoutedPart, first_refused
 from cdc.target.strict_path import StrictPath
 from cdc.target.survey import Applied, Counts, Survey
-from cdc.target.table_plan import TablePlan, TableShape, plan_table
+from cdc.target.table_plan import TablePlan, plan_table
+from cdc.target.table_shape import TableShape
 from cdc.target.table_version import TablesChanged, check_versions, read_version
 from cdc.target.truncation import Truncations
 

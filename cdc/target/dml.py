@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
 from cdc.identifiers import quote, quote_list
-from cdc.target.table_plan import PlanColumn, TableShape
+from cdc.target.table_shape import PlanColumn, TableShape
 
 
 def insert(shape: TableShape, stage: str, low: int, high: int) -> str:

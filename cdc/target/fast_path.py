@@ -30,7 +30,8 @@ from cdc.target.row_counts import check_count, row_count
 from cdc.target.row_replay import RowReplay
 from cdc.target.staging import Staging
 from cdc.target.steps import Group, RoutedPart, Step, TargetName, parents_first, split, stretched
-from cdc.target.table_plan import TablePlan, TableShape
+from cdc.target.table_plan import TablePlan
+from cdc.target.table_shape import TableShape
 from cdc.target.truncation import Truncations
 
 BREATH_ROWS = 1_000

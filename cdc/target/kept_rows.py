@@ -28,7 +28,7 @@ import asyncpg
 from cdc.target import dml, overlap
 from cdc.target.rejection import Guard
 from cdc.target.row_counts import check_count, row_count
-from cdc.target.table_plan import TableShape
+from cdc.target.table_shape import TableShape
 
 
 async def insert(

@@ -27,7 +27,7 @@ from cdc.errors import SetupError
 from cdc.identifiers import quote, quote_list
 from cdc.target import dml
 from cdc.target.copy_encoding import rows_stream
-from cdc.target.table_plan import TableShape
+from cdc.target.table_shape import TableShape
 
 _TOUCHED = "pg_temp.cdc_resync_touched"
 

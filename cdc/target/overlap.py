@@ -34,7 +34,7 @@ import asyncpg
 from cdc.target import dml
 from cdc.target.rejection import Guard, Reason, Refused
 from cdc.target.row_counts import check_count, row_count
-from cdc.target.table_plan import TableShape
+from cdc.target.table_shape import TableShape
 
 
 async def upsert(

@@ -27,7 +27,8 @@ from cdc.routing.route import Route
 from cdc.target.catalog import TargetTable
 from cdc.target.remedies import load_table_again
 from cdc.target.session import server_error, translate
-from cdc.target.table_plan import TablePlan, TableShape
+from cdc.target.table_plan import TablePlan
+from cdc.target.table_shape import TableShape
 
 FOREIGN_KEY_VIOLATION = "23503"
 UNIQUE_VIOLATION = "23505"

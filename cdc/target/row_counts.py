@@ -6,7 +6,7 @@ The count is how the applier notices that source and target differ: it sends set
 from __future__ import annotations
 
 from cdc.target.rejection import Reason, Refused
-from cdc.target.table_plan import TableShape
+from cdc.target.table_shape import TableShape
 
 
 def row_count(tag: str) -> int:

@@ -24,7 +24,8 @@ from cdc.target import dml, kept_rows, overlap
 from cdc.target.rejection import UNIQUE_VIOLATION, Guard, Reason, Refused
 from cdc.target.row_counts import check_count, row_count
 from cdc.target.staging import Staging, old_places
-from cdc.target.table_plan import TablePlan, TableShape
+from cdc.target.table_plan import TablePlan
+from cdc.target.table_shape import TableShape
 
 RANGE_ROWS = 1_000
 """How many rows a range holds at most. A refused range is halved, and every half scans the staging table: this keeps

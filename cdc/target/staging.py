@@ -21,7 +21,7 @@ import asyncpg
 
 from cdc.changes.row_reader import Fields
 from cdc.target.copy_encoding import rows_stream
-from cdc.target.table_plan import TableShape
+from cdc.target.table_shape import TableShape
 
 GARBAGE_BYTES = 512 * 1024
 """How many bytes of earlier batches a staging table may hold before it is truncated. Every statement scans them, at

@@ -16,7 +16,8 @@ from cdc.changes.relation import Relation
 from cdc.changes.row_reader import RowReader, ValueRefused
 from cdc.changes.transaction import Kind, Part, Run, Truncation
 from cdc.changes.translation import UnknownObjects
-from cdc.target.table_plan import TablePlan, TableShape
+from cdc.target.table_plan import TablePlan
+from cdc.target.table_shape import TableShape
 
 TargetName = tuple[str, str]
 """Schema and name of a target's table."""

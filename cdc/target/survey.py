@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from cdc.changes.transaction import Kind, Run, Truncation
 from cdc.target.fast_path import copies_inserts
 from cdc.target.steps import RoutedPart, truncated_plans
-from cdc.target.table_plan import TablePlan, TableShape
+from cdc.target.table_plan import TablePlan
+from cdc.target.table_shape import TableShape
 from cdc.target.table_version import TablesChanged
 
 

@@ -23,7 +23,8 @@ from cdc.target import dml
 from cdc.target.partition_record import Held, HeldLeaf
 from cdc.target.rejection import Guard, Reason, Refused, Unfit
 from cdc.target.steps import TargetName, parents_first
-from cdc.target.table_plan import TablePlan, TableShape
+from cdc.target.table_plan import TablePlan
+from cdc.target.table_shape import TableShape
 
 
 class Truncations:
