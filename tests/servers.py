@@ -68,3 +68,9 @@ def needs(database: _Answers, version: int, feature: str) -> None:
     """Skip the test where the server is older than the version that brings what the test is about."""
     if major(database) < version:
         pytest.skip(f"{feature}: PostgreSQL {version}")
+
+
+def needs_extension(database: _Answers, name: str) -> None:
+    """Skip the test where the server comes without an extension that is none of PostgreSQL's own."""
+    if not database.fetchval(f"SELECT count(*) FROM pg_available_extensions WHERE name = '{name}'"):
+        pytest.skip(f"{name}: not among this server's extensions")

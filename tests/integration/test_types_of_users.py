@@ -17,6 +17,7 @@ from tests.database import Database
 from tests.integration.replica import MakeReplica, make_replica
 from tests.pipeline import Pipeline, follow
 from tests.resync import Replicated
+from tests.servers import needs_extension
 
 __all__ = ["make_replica"]
 
@@ -123,8 +124,7 @@ async def test_a_following_target_gets_the_types_it_lacks_and_every_way_brings_t
 async def test_vectors_arrive(
     source: Database, make_target: MakeDatabase, postgres_binaries: Path, tmp_path: Path
 ) -> None:
-    if not source.fetch("SELECT FROM pg_available_extensions WHERE name = 'vector'"):
-        pytest.skip("this server is without pgvector")
+    needs_extension(source, "vector")
     extension = "CREATE SCHEMA ext; CREATE EXTENSION vector SCHEMA ext;"
     async with arrivals(source, make_target, postgres_binaries, tmp_path, target_ddl=OTHER_OIDS + extension) as ways:
         source.execute(

@@ -16,6 +16,7 @@ from tests.conftest import MakeDatabase
 from tests.database import Database
 from tests.integration.replica import MakeReplica, make_replica
 from tests.pipeline import Pipeline, follow
+from tests.servers import needs
 
 __all__ = ["make_replica"]
 
@@ -93,8 +94,7 @@ async def test_an_infinite_interval_stops_the_table_of_a_target_that_has_none(
             return None
         return replace(table, columns=tuple(replace(c, type=older(c.type)) for c in table.columns))
 
-    if int(source.fetchval("SHOW server_version_num")) < 170_000:
-        pytest.skip("this server has no infinite intervals")
+    needs(source, 17, "infinite intervals")
     monkeypatch.setattr(applier, "read_table", read_older_table)
     replica = await make_replica("CREATE TABLE t (id int PRIMARY KEY, i interval, more interval[])")
     source.execute("INSERT INTO t VALUES (1, '1 day', '{-178000000 years}')")

@@ -54,7 +54,7 @@ def test_a_module_is_short_and_says_what_it_is_for(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_nothing_is_left_for_later(path: Path) -> None:
-    # A test is skipped by `tests.servers.needs` alone: on a server that is too old for what the test is about.
+    # A test is skipped by `tests.servers` alone: on a server that is too old, or without what the test is about.
     if path == Path(__file__) or relative(path) == "tests/servers.py":
         return
     found = re.findall(
