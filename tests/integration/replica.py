@@ -49,7 +49,10 @@ class Replica:
     plans: dict[Relation, TablePlan] = field(default_factory=dict)
 
     async def record(self) -> list[Part]:
-        """What the source has committed since the last time."""
+        """What the source has committed since the last time.
+
+        Before version 15 it tells of transactions, too, that changed nothing of the publication, such as autovacuum's.
+        """
         messages: Sequence[bytes] = self.source.changes(SLOT, [PUBLICATION], binary=self.binary)
         while messages:
             try:
@@ -65,7 +68,7 @@ class Replica:
                     for root, leaves in (await read_leaves(connection, roots)).items():
                         self.applier.held[roots[root]] = {leaf.oid: leaf for leaf in held_all(leaves)}
                 messages = unknown.remaining
-        return self.accumulator.take()
+        return [part for part in self.accumulator.take() if part.changes]
 
     async def apply(self, parts: Sequence[Part], *, holds: Holds | None = None) -> Applied:
         """Apply parts as one batch in one transaction."""

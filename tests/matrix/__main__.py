@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InstallationError as error:
         print(f"test-matrix: {error}", file=sys.stderr)
         return 2
+    # Started in the background, a shell makes us ignore what the tests of Ctrl-C send to processes of theirs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     outcomes = []
     for source, target in pairs:
         pair = f"{source}:{target}"
@@ -105,7 +108,7 @@ def _run(pair: str, source: Path, target: Path, arguments: Sequence[str]) -> Out
     log, report = (directory / f"{pair.replace(':', '-')}.{kind}" for kind in ("log", "xml"))
     report.unlink(missing_ok=True)
     paths = [] if any((ROOT / word.partition("::")[0]).exists() for word in arguments) else TESTS
-    command = [sys.executable, "-m", "pytest", "--quiet", f"--junitxml={report}", "--override-ini=junit_logging=no"]
+    command = [sys.executable, "-m", "pytest", "--verbose", f"--junitxml={report}", "--override-ini=junit_logging=no"]
     environment = {**os.environ, BINARIES_VARIABLE: str(source), TARGET_BINARIES_VARIABLE: str(target)}
     begun = time.monotonic()
     with log.open("wb") as file:
