@@ -181,6 +181,13 @@ class Planning:
     async def _make(self, relation: Relation, *, overlap: bool = False) -> TablePlan:
         try:
             self._check_identity(relation)
+            if self._routes.leaves_out(relation):
+                assert relation.leaf is not None  # only a partition is left out
+                raise TableStopped(
+                    f"{self._where}: the partition {relation.leaf.qualified_name} of {relation.qualified_name} is "
+                    "excluded by the configuration, and a partitioned table goes as a whole. Let it in or exclude the "
+                    "table, and restart the worker."
+                )
             route = self._routes.route_of(relation.schema, relation.name)
             assert route is not None  # it has the name under which it was loaded
             if overlap or self.table_of(relation) in self._overlap:
