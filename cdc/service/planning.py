@@ -65,10 +65,13 @@ class Planning:
         """The source's oids of the tables that are loaded here, and of their partitions: a renamed one keeps it."""
         return self.partitions.oids.union(self._names)
 
-    def state_of(self, oid: int) -> TableState | None:
-        """What was recorded of the table with this oid at the source when the target was taken; `None`: not loaded."""
-        name = self._names.get(oid)
-        return next((state for state in self._states if state.source_name == name), None)
+    def name_of(self, oid: int) -> str | None:
+        """The name (``schema.table``) under which the source's table with this oid was loaded; `None`: it was not."""
+        return self._names.get(oid)
+
+    def know(self, table: str, oid: int) -> None:
+        """``table`` is being loaded from the table with this oid at the source."""
+        self._names[oid], self._oids[table] = table, oid
 
     @property
     def overlap(self) -> frozenset[str]:
