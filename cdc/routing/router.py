@@ -69,7 +69,7 @@ def _parts(
             f'targets.{name}.exclude: the pattern "{pattern}" covers {table}, a partition of {whole}, which goes as a '
             "whole: exclude that, too, or let its partitions in"
             for pattern in target.exclude
-            if matches(pattern, table)
+            if matches(pattern, table) and whole not in target.tables
         )
     return parts
 

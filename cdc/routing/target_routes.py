@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from cdc.changes.relation import Relation
 from cdc.config import TargetConfig
+from cdc.routing.patterns import matches
 from cdc.routing.route import Route
 from cdc.routing.router import route_of
 
@@ -44,6 +45,13 @@ class TargetRoutes:
     def resolve(self, relation: Relation) -> Relation:
         """A leaf of a partitioned table as a part of it, or as a table of its own where only that is wanted."""
         return relation.by_itself() if self.route_of(relation.schema, relation.name) is None else relation
+
+    def leaves_out(self, relation: Relation) -> bool:
+        """Whether the configuration excludes a partition by its name, and its root goes here because of a pattern."""
+        if relation.leaf is None or relation.qualified_name in self.config.tables:
+            return False
+        name = relation.leaf.qualified_name
+        return any(matches(pattern, name) for pattern in self.config.exclude)
 
     def wants(self, relation: Relation) -> bool:
         """Whether a relation of the stream goes to this generation."""

@@ -107,7 +107,8 @@ class Delivery:
         self._position: Lsn | None = None
         self._acknowledgeable: Lsn | None = None
         self._wanted: dict[Relation, bool] = {}
-        self._oids: frozenset[int] | None = None
+        # The source's oids of the tables that are loaded; not known before the target was taken.
+        self.table_oids: frozenset[int] | None = None
         self._restart_pause_s: Callable[[], float] = lambda: 0.0
         self._on_durable: Callable[[], None] = lambda: None
         self._requests = Requests()
@@ -120,11 +121,6 @@ class Delivery:
     def position(self) -> Lsn | None:
         """Up to where the target holds everything; `None` before it was read."""
         return self._position
-
-    @property
-    def table_oids(self) -> frozenset[int]:
-        """The source's oids of the tables that are loaded; none before the target was taken."""
-        return self._oids or frozenset()
 
     @property
     def acknowledgeable(self) -> Lsn | None:
@@ -196,7 +192,9 @@ class Delivery:
         if wanted is None:
             wanted = self._generation.wants(relation)
             # A table that was loaded and has another name now is of interest; before the target is taken, any may be.
-            wanted |= self._oids is None or not self._oids.isdisjoint((relation.oid, relation.by_itself().oid))
+            wanted |= self.table_oids is None or not self.table_oids.isdisjoint(
+                (relation.oid, relation.by_itself().oid)
+            )
             self._wanted[relation] = wanted
         return wanted
 
@@ -311,7 +309,7 @@ class Delivery:
             )
             await self.resyncing.attach(owned)
             owned.planning.ask_source(access.SourceCatalog(self._config.source))
-            self._oids = owned.planning.oids
+            self.table_oids = owned.planning.oids
             self._wanted.clear()
             self._batch = self.queue.without(self._batch, owned.positions.skips_all)
             self._moved(owned)

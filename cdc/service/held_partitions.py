@@ -57,7 +57,7 @@ class HeldPartitions:
             return True
         if not leaf.is_born:
             return False
-        found = partition_record.held(leaf, None)
+        found = partition_record.held(leaf, partition_record.NOT_ASKED)
         if self._session.connection.is_in_transaction():
             self._uncommitted.add((table, leaf.oid))
         await partition_record.add(self._session, self._key, split(table), [found])

@@ -42,10 +42,10 @@ class PartitionWatch:
 
     async def look(self, catalog: Connection, deliveries: Sequence[Delivery]) -> None:
         """Ask the source once, and tell the deliveries."""
-        tables = {oid for delivery in deliveries for oid in delivery.table_oids}
+        tables = {oid for delivery in deliveries for oid in delivery.table_oids or ()}
         marks = await read_marks(catalog, tables)
         if marks != self._marks:
-            self._leaves = await read_leaves(catalog, marks) if marks else {}
+            self._leaves = await read_leaves(catalog, marks, is_measured=False) if marks else {}
             # A root without leaves is one all the same.
             self._leaves = {root: self._leaves.get(root, ()) for root in marks}
             self._marks = marks

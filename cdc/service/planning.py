@@ -81,10 +81,13 @@ class Planning:
         """The source's oids of the tables that are loaded here, and of their partitions: a renamed one keeps it."""
         return self.partitions.oids.union(self._names)
 
-    def state_of(self, oid: int) -> TableState | None:
-        """What was recorded of the table with this oid at the source when the target was taken; `None`: not loaded."""
-        name = self._names.get(oid)
-        return next((state for state in self._states if state.source_name == name), None)
+    def name_of(self, oid: int) -> str | None:
+        """The name (``schema.table``) under which the source's table with this oid was loaded; `None`: it was not."""
+        return self._names.get(oid)
+
+    def know(self, table: str, oid: int) -> None:
+        """``table`` is being loaded from the table with this oid at the source."""
+        self._names[oid], self._oids[table] = table, oid
 
     @property
     def overlap(self) -> frozenset[str]:
@@ -223,6 +226,13 @@ class Planning:
     async def _make(self, relation: Relation, *, overlap: bool = False) -> TablePlan:
         try:
             self._check_identity(relation)
+            if self._routes.leaves_out(relation):
+                assert relation.leaf is not None  # only a partition is left out
+                raise TableStopped(
+                    f"{self._where}: the partition {relation.leaf.qualified_name} of {relation.qualified_name} is "
+                    "excluded by the configuration, and a partitioned table goes as a whole. Let it in or exclude the "
+                    "table, and restart the worker."
+                )
             route = self._routes.route_of(relation.schema, relation.name)
             assert route is not None  # it has the name under which it was loaded
             if overlap or self.table_of(relation) in self._overlap:

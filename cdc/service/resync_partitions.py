@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from cdc.identifiers import quote_qualified
+from cdc.routing.patterns import split
 from cdc.source.catalog import SourceTable
 from cdc.source.connection import Connection, source_errors
 from cdc.source.partitions import SourceLeaf
 from cdc.target import resync_request
-from cdc.target.partition_record import HeldLeaf, HeldLeaves, held_all
+from cdc.target.partition_record import NOT_ASKED, HeldLeaf, HeldLeaves, held_all
 
 if TYPE_CHECKING:
     from cdc.service.owned_target import OwnedTarget
@@ -35,7 +36,7 @@ class Moves:
     def condition(self) -> str | None:
         """The condition for all rows that these partitions hold or held; `None` where there is none."""
         bounds = [leaf.bound for leaf in self.attached] + [leaf.bound for leaf in self.gone]
-        known = [bound for bound in bounds if bound is not None]
+        known = [bound for bound in bounds if bound]
         return " OR ".join(f"({bound})" for bound in known) if known and len(known) == len(bounds) else None
 
 
@@ -58,34 +59,44 @@ def partitions_moved(source: SourceTable, marks: Sequence[str]) -> bool:
 
 async def ask(
     owned: OwnedTarget, key: str, leaves: Mapping[int, tuple[SourceLeaf, ...]], waiting: Collection[str]
-) -> list[str]:
+) -> tuple[list[str], list[str]]:
     """Compare what the target holds with the partitions that the source has, between two batches.
 
-    What joined without rows is recorded; where rows have to be read, that is asked for, except for the tables that are
-    ``waiting`` for somebody to read them in another way. Returns the tables of which it was.
+    Where rows have to be read, that is asked for, except for the tables that are ``waiting`` for somebody to read them
+    in another way. Returns the tables of which it was, and those whose partitions have only to be recorded (`record`).
     """
     open_requests = {request.table for request in await resync_request.read_open(owned.session, key)}
-    asked = []
+    asked, new = [], []
     for oid, now in leaves.items():
-        state = owned.planning.state_of(oid)
-        if state is None or state.source_name in open_requests or state.source_name in waiting:
+        table = owned.planning.name_of(oid)
+        if table is None or table in open_requests or table in waiting:
             continue
-        table, partitions = state.source_name, owned.planning.partitions
-        held = partitions.held.get(table)
+        held = owned.planning.partitions.held.get(table)
         moves = compare(now, held or {})
         if held is None or not (moves.attached or moves.gone):
-            # Also where a bound was not known yet: a partition that was met in the stream.
-            bounds = {one.leaf.oid: one.bound for one in now}
-            if held is None or moves.born or any(bounds[leaf] != held[leaf].bound for leaf in held):
-                async with owned.fenced():
-                    await partitions.write(table, held_all(now))
-                partitions.follow(table, held_all(now))
+            if held is None or moves.born or any(leaf.bound == NOT_ASKED for leaf in held.values()):
+                new.append(table)
             continue
         async with owned.fenced():
-            source = state.source_schema, state.source_table
-            await resync_request.ask(owned.session, key, source, None, by_itself=True, partitions_only=True)
+            await resync_request.ask(owned.session, key, split(table), None, by_itself=True, partitions_only=True)
         asked.append(table)
-    return asked
+    return asked, new
+
+
+async def record(owned: OwnedTarget, source: SourceTable) -> None:
+    """Record the leaves of a table, between two batches, unless one brought rows or took some along."""
+    held = owned.planning.partitions.held.get(source.name)
+    moves = compare(source.leaves, held or {})
+    if held is None or not (moves.attached or moves.gone):
+        await hold(owned, source)
+
+
+async def hold(owned: OwnedTarget, source: SourceTable) -> None:
+    """Record that the target holds the leaves of a table as they are now, and no others; durable when it returns."""
+    leaves = held_all(source.leaves)
+    async with owned.fenced():
+        await owned.planning.partitions.write(source.name, leaves)
+    owned.planning.partitions.follow(source.name, leaves)
 
 
 async def are_empty(connection: Connection, leaves: Iterable[SourceLeaf]) -> bool:

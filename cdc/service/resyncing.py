@@ -34,7 +34,8 @@ from cdc.service.resync_steps import Errand, finish, open_session, prepare_table
 from cdc.service.resync_way import WHOLE_BYTES, Verdict, way_of
 from cdc.service.retry import Backoff
 from cdc.service.tracking import ChunkLost, Tracking
-from cdc.source.catalog import SourceTable
+from cdc.source import publication
+from cdc.source.catalog import SourceTable, read_tables
 from cdc.source.chunks import current_snapshot
 from cdc.source.connection import connect
 from cdc.source.partitions import SourceLeaf
@@ -106,7 +107,7 @@ class Resyncing:
             request: Request | None = None
             try:
                 if self.partitions:
-                    await self._delivery.between_batches(self._compare_partitions)
+                    await self._look_at_partitions()
                 request = await self._delivery.between_batches(self._next)
                 if request is not None:
                     await self._serve(request)
@@ -126,10 +127,24 @@ class Resyncing:
     async def _next(self, owned: OwnedTarget) -> Request | None:
         return await requests.next_open(owned.session, self._key, OPEN)
 
-    async def _compare_partitions(self, owned: OwnedTarget) -> None:
+    async def _look_at_partitions(self) -> None:
+        """Ask for what partitions that were attached or detached leave to be read, and record those that are new."""
         waiting = [table for table, stop in self._delivery.stops.items() if stop.is_held]
-        for table in await resync_partitions.ask(owned, self._key, self.partitions, waiting):
+
+        async def ask(owned: OwnedTarget) -> tuple[list[str], list[str]]:
+            return await resync_partitions.ask(owned, self._key, self.partitions, waiting)
+
+        asked, new = await self._delivery.between_batches(ask)
+        for table in asked:
             _log.info("partitions were attached or detached; the table is read again", target=self._target, table=table)
+        if new:
+            source = self._config.source
+            async with await connect(
+                source.dsn.get_secret_value(), application_name=f"{source.application_name} resync"
+            ) as connection:
+                sources = await read_tables(connection, new)
+            for found in sources:
+                await self._delivery.between_batches(partial(resync_partitions.record, source=found))
 
     async def _failed(self, request: Request | None, error: CdcError, backoff: Backoff) -> float:
         """Say what went wrong; what cannot pass ends the request."""
@@ -202,6 +217,7 @@ class Resyncing:
         route = resync_plan.route_for(self._config, self._target, request.source)
         source = await resync_plan.read_source(errand.connection, self._config, route)
         await prepare_table(errand, route, source)
+        await self._look_again(errand, source)
         if request.partitions_only:
             narrowed = await self._narrow(errand, request, source)
             if narrowed is None:
@@ -228,6 +244,11 @@ class Resyncing:
                 await self._begin_chunks(errand, request, layout)
         return await self._recorded(errand, request)
 
+    async def _look_again(self, errand: Errand, source: SourceTable) -> None:
+        """What is read from now on sees all changes of partitions that the stream may have left out."""
+        if source.relkind == "p":
+            await publication.look_again(errand.connection, self._config.source.publication_names)
+
     async def _recorded(self, errand: Errand, request: Request, **values: object) -> Request:
         if values:
             await requests.record(errand.session, request.request, **values)
@@ -245,7 +266,7 @@ class Resyncing:
         held = await errand.do(lambda owned: _held(owned, request.table))
         moves = resync_partitions.compare(source.leaves, held)
         if not moves.gone and await resync_partitions.are_empty(errand.connection, moves.attached):
-            await errand.do(lambda owned: _hold_partitions(owned, request.table, source))
+            await errand.do(lambda owned: resync_partitions.hold(owned, source))
             return None
         within = moves.condition
         if within is not None and not (await errand.look(request)).is_alike:
@@ -267,6 +288,7 @@ class Resyncing:
 
     async def _begin_chunks(self, errand: Errand, request: Request, layout: Layout) -> None:
         """From its first row on: the table is in overlap, tracked, and nothing of it counts as merged."""
+        await self._look_again(errand, layout.source)
         near_xid = await current_xid(errand.connection)
         leaves = held_all(layout.source.leaves)
 
@@ -300,6 +322,8 @@ class Resyncing:
                 found = await requests.read(owned.session, request.request)
             assert found is not None
             if layout.source.relkind == "p":
+                owned.planning.know(request.table, layout.source.relation.oid)
+                self._delivery.table_oids = owned.planning.oids
                 owned.planning.partitions.follow(request.table, leaves)
                 owned.planning.replan([request.table])
             if catches_up:
@@ -384,10 +408,3 @@ async def _held(owned: OwnedTarget, table: str) -> HeldLeaves:
 
 async def _marks(owned: OwnedTarget, table: str) -> list[str]:
     return owned.planning.partitions.marks(table)
-
-
-async def _hold_partitions(owned: OwnedTarget, table: str, source: SourceTable) -> None:
-    leaves = held_all(source.leaves)
-    async with owned.fenced():
-        await owned.planning.partitions.write(table, leaves)
-    owned.planning.partitions.follow(table, leaves)

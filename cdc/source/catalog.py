@@ -115,7 +115,7 @@ class SourceTable:
     @property
     def passes_identity_on(self) -> bool:
         """Whether a partition that somebody creates tomorrow can publish updates: it gets the table's primary key."""
-        return self.relkind == "p" and bool(self.primary_key) and self.identity_index is not None
+        return self.relkind == "p" and self.primary_key_name in self.candidate_indexes
 
     @property
     def is_publishable(self) -> bool:

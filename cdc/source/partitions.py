@@ -51,13 +51,17 @@ class SourceLeaf:
         return self.relkind == "r" and self.persistence == "p"
 
 
-async def read_leaves(connection: Connection, roots: Collection[int]) -> dict[int, tuple[SourceLeaf, ...]]:
+async def read_leaves(
+    connection: Connection, roots: Collection[int], *, is_measured: bool = True
+) -> dict[int, tuple[SourceLeaf, ...]]:
     """The leaves of partitioned tables (oids), by the root's oid and then by name; of one that has none, nothing.
 
-    Sizes and bounds are read under locks that only wait for DDL which is running on the leaf.
+    Sizes and bounds are read under locks that only wait for DDL which is running on the leaf; not ``is_measured``, they
+    are left out.
     """
     with source_errors("list the partitions of its tables"):
-        cursor = await connection.execute(statements.load("source", "leaves"), {"roots": sorted(roots)})
+        parameters = {"roots": sorted(roots), "is_measured": is_measured}
+        cursor = await connection.execute(statements.load("source", "leaves"), parameters)
         rows = await cursor.fetchall()
     leaves: dict[int, tuple[SourceLeaf, ...]] = {}
     for root, parts, oid, schema, name, attachment, is_born, bound, *rest in rows:

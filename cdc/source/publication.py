@@ -140,6 +140,23 @@ async def ensure(connection: Connection, publication: str, tables: Iterable[Sour
     return todo
 
 
+async def look_again(connection: Connection, names: Collection[str]) -> None:
+    """Make streams notice that tables have become partitions of published ones; what is committed from now on is sent.
+
+    Up to PostgreSQL 14 a walsender that has seen a table which is not published remembers that, whatever the table is
+    attached to later, until a publication is altered: these are, to what they are already. Raises `SetupError` with the
+    SQL for their owner when this role may not.
+    """
+    if connection.info.server_version >= 150000:
+        return
+    existing = await read(connection, names)
+    todo = [
+        f"ALTER PUBLICATION {quote(name)} SET (publish_via_partition_root = {str(found.via_root).lower()})"
+        for name, found in sorted(existing.items())
+    ]
+    await _run(connection, todo, "make its streams notice partitions (PostgreSQL 14 does not by itself)")
+
+
 async def drop(connection: Connection, publication: str) -> list[str]:
     """Drop our two publications, at teardown: a slot that is still behind can never be read again.
 

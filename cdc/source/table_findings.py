@@ -60,7 +60,7 @@ def _one_table(table: SourceTable, user: str) -> Iterable[Finding]:
         names = ", ".join(column.name for column in table.generated)
         message = f"computes {names} itself (GENERATED): that is not streamed; targets that follow compute it, too"
         yield _finding(Severity.INFO, subject, message)
-    if not table.usable_identity and not table.leaves:
+    if not table.usable_identity and table.relkind != "p":
         yield _finding(Severity.WARNING, subject, _identity_message(table), _identity_mend(table, name))
     yield from _partition_findings(table)
     if not all(column.type.has_binary for column in table.relation.columns):
@@ -89,7 +89,7 @@ def _partition_findings(table: SourceTable) -> Iterable[Finding]:
                 "partitioned by, so rows of two partitions may have the same, and a target cannot tell them apart"
             )
             yield _finding(Severity.ERROR, subject, message, f"ALTER TABLE {name} REPLICA IDENTITY FULL;")
-    if table.leaves and table.usable_identity and not table.passes_identity_on:
+    if all(leaf.usable_identity for leaf in table.leaves) and not table.passes_identity_on:
         message = (
             "has no primary key that new partitions get: of those that are created later only inserts and TRUNCATE are "
             "published until they have a replica identity and `cdc setup` runs again"

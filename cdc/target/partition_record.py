@@ -42,6 +42,9 @@ class HeldLeaf:
         return Leaf(self.oid, self.schema, self.name, self.attachment, is_born=True)
 
 
+NOT_ASKED = ""
+"""The bound of a leaf that was met in the stream, before the source was asked for it."""
+
 HeldLeaves = dict[int, HeldLeaf]
 """The leaves of one table, by oid."""
 

@@ -70,7 +70,7 @@ class Truncations:
 
     async def _delete_leaf(self, plan: TablePlan, commit_time_us: int) -> None:
         leaf = _held_leaf(plan, self._held)
-        if leaf is None or leaf.bound is None:
+        if leaf is None or not leaf.bound:
             raise Refused(plan.shape, Reason.LEAF_TRUNCATE)
         await self._connection.execute("SAVEPOINT cdc_leaf")
         try:

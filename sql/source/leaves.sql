@@ -4,6 +4,7 @@
 -- statement (ATTACH writes the descriptions of all columns anew, CREATE TABLE … PARTITION OF leaves one as it was made).
 -- bound: a condition for exactly the rows of this leaf that another server understands alike; not for hash partitions,
 -- default partitions (it changes with their siblings) and ranges of types that servers may order differently.
+-- Bounds and sizes only with %(is_measured)s: asking for them waits for DDL that is running on the leaf.
 -- key_is_global: the key has every column that the tables on that way are partitioned by, and no expression is among these.
 WITH RECURSIVE tree (root, relid, attachment, is_born, is_bounded, parts) AS (
     SELECT r.oid, r.oid, ''::text, true, true, '{}'::text[] COLLATE "C"
@@ -35,10 +36,11 @@ WITH RECURSIVE tree (root, relid, attachment, is_born, is_bounded, parts) AS (
       JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition
 )
 SELECT t.root::bigint, t.parts, c.oid::bigint, n.nspname::text, c.relname::text, t.attachment, t.is_born,
-       CASE WHEN t.is_bounded AND c.relkind = 'r' THEN pg_get_partition_constraintdef(c.oid) END AS bound,
+       CASE WHEN %(is_measured)s AND t.is_bounded AND c.relkind = 'r' THEN pg_get_partition_constraintdef(c.oid) END AS bound,
        c.relkind::text, c.relpersistence::text, c.relreplident::text,
-       coalesce(pg_table_size(c.oid), 0)::bigint AS bytes,
-       coalesce(pg_relation_size(c.oid), 0)::bigint / current_setting('block_size')::bigint AS pages,
+       CASE WHEN %(is_measured)s THEN coalesce(pg_table_size(c.oid), 0)::bigint ELSE 0 END AS bytes,
+       CASE WHEN %(is_measured)s THEN coalesce(pg_relation_size(c.oid), 0)::bigint / current_setting('block_size')::bigint
+            ELSE 0 END AS pages,
        ARRAY(SELECT a.attname::text
                FROM pg_catalog.pg_index x
                JOIN pg_catalog.pg_attribute a

@@ -166,7 +166,7 @@ async def test_tables_that_a_pattern_takes_and_nobody_can_replicate_stop_nothing
     source.execute(SCHEMA)
     source.execute("CREATE UNLOGGED TABLE public.cache (id int PRIMARY KEY)")
     source.execute("CREATE TABLE public.events (id int PRIMARY KEY) PARTITION BY RANGE (id)")
-    source.execute("CREATE TABLE public.events_1 PARTITION OF public.events FOR VALUES FROM (0) TO (10)")
+    source.execute("CREATE UNLOGGED TABLE public.events_1 PARTITION OF public.events FOR VALUES FROM (0) TO (10)")
     target = make_target("internal")
     config = configured(source, internal=everything(target))
     await loaded(config, source)

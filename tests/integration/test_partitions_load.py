@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
+from cdc.bootstrap.backup import BackupChoice
 from cdc.bootstrap.progress import Silence
 from cdc.config import Config
 from cdc.observe.finding import Severity
@@ -13,10 +15,12 @@ from cdc.service import checkup, loading, provision
 from cdc.source import publication
 from cdc.source.catalog import read_tables
 from cdc.source.connection import connect
+from tests.backup import backup_config, bootstrap_settings
 from tests.bootstrap import OnBegin, follow, make_config, rows, set_up, states, until
 from tests.conftest import MakeDatabase
 from tests.database import Database
 from tests.resync import Replicated
+from tests.scalingo import StandIn
 
 ROOT = """
     CREATE TABLE orders (id int, region text, total numeric, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
@@ -214,3 +218,23 @@ async def test_a_publication_of_somebody_else_that_sends_the_root(source: Databa
         await replicated.assert_equal("orders")
         source.execute("ALTER TABLE orders DETACH PARTITION orders_as")
         await until(lambda: replicated.rows(replicated.target, "orders") == replicated.rows(source, "orders"))
+
+
+async def test_beside_a_backup_it_is_copied_live(
+    source: Database, make_target: MakeDatabase, scalingo: StandIn, tmp_path: Path
+) -> None:
+    source.execute(ROOT)
+    target = make_target()
+    scalingo.add_database(source.dsn)
+    settings = bootstrap_settings(scalingo)
+    config = backup_config(source, {"internal": follow(target)}, **settings, directory=str(tmp_path))
+    await set_up(config)
+    progress = OnBegin(lambda: source.execute("UPDATE orders SET total = total + 1 WHERE id < 9; TRUNCATE lines"))
+    await loading.bootstrap(config, from_backup=BackupChoice(), progress=progress)
+    assert any("public.orders is copied from the live source: it is partitioned" in said for said in progress.said)
+    assert rows(target, "orders") == rows(source, "orders")
+    assert {name: state for name, (state, _) in states(target).items()} == {
+        "public.orders": "streaming",
+        "public.lines": "streaming",
+    }
+    assert target.fetchval("SELECT count(*) FROM cdc.target_table, jsonb_object_keys(partitions)") == 4

@@ -9,7 +9,10 @@ import asyncio
 
 import pytest
 
-from cdc.service import resyncing
+from cdc.bootstrap.again import Again
+from cdc.bootstrap.progress import Silence
+from cdc.bootstrap.run import Scope
+from cdc.service import loading, resyncing
 from cdc.target.resync_request import Request
 from tests.bootstrap import until
 from tests.conftest import MakeDatabase
@@ -248,3 +251,52 @@ async def test_a_kill_while_partitions_are_read_again(events: Replicated) -> Non
     )
     async with events.worker():
         await settled(events)
+
+
+async def test_what_cannot_be_read_while_all_streams_stops_and_says_what_can(
+    source: Database, make_target: MakeDatabase
+) -> None:
+    """A table without a key, which somebody else owns: nothing tells a row that is there from one that came."""
+    source.execute(
+        "CREATE TABLE events (k int, v text) PARTITION BY RANGE (k);"
+        "CREATE TABLE events_0 PARTITION OF events FOR VALUES FROM (0) TO (10); INSERT INTO events VALUES (1, 'v')"
+    )
+    target = make_target()
+    target.execute("CREATE TABLE events (k int, v text)")
+    events = Replicated(source, target, schema="owned", tables={"public.events": ["k", "v"]})
+    events.settings["worker"]["partition_poll_s"] = 0.1
+    await events.load()
+    async with events.worker():
+        source.execute("CREATE TABLE events_1 (LIKE events)")
+        source.execute("ALTER TABLE events ATTACH PARTITION events_1 FOR VALUES FROM (10) TO (20)")
+        await settled(events)
+        source.execute("INSERT INTO events VALUES (11, 'into one that was attached empty')")
+        await settled(events)
+        source.execute("CREATE TABLE events_2 AS SELECT 21 AS k, 'old' AS v")
+        source.execute("ALTER TABLE events ATTACH PARTITION events_2 FOR VALUES FROM (20) TO (30)")
+        source.execute("INSERT INTO events VALUES (22, 'new')")
+        await until(lambda: events.state("events") == "stopped" and requests(events)[-1][0] == "failed")
+        seen = len(requests(events))
+        (stopped,) = target.fetch("SELECT reason, mend FROM cdc.target_table")
+        assert "it was to be read again, and that failed" in stopped[0]
+        assert stopped[1] == "cdc bootstrap --from live --again public.events --target warehouse"
+        await events.caught_up()
+    assert len(requests(events)) == seen
+    await loading.bootstrap(events.config, progress=Silence(), scope=Scope(again=Again(("public.events",))))
+    async with events.worker():
+        source.execute("INSERT INTO events VALUES (23, 'goes on')")
+        await settled(events)
+
+
+async def test_a_partition_that_the_configuration_excludes_stops_its_table(
+    source: Database, make_target: MakeDatabase
+) -> None:
+    source.execute(EVENTS)
+    events = Replicated(source, make_target(), include=["public.*"], exclude=["public.*secret"])
+    await events.load()
+    async with events.worker():
+        source.execute("CREATE TABLE events_secret PARTITION OF events FOR VALUES FROM (20) TO (30)")
+        source.execute("INSERT INTO events VALUES (1, 21, 'not for everybody')")
+        await until(lambda: events.state("events") == "stopped")
+    assert "a partitioned table goes as a whole" in events.target.fetchval("SELECT reason FROM cdc.target_table")
+    assert events.target.fetchval("SELECT count(*) FROM events WHERE k = 21") == 0

@@ -146,7 +146,10 @@ async def test_columns_that_the_source_computes_itself_are_named(source: Databas
 
 
 async def test_tables_that_cannot_be_replicated_are_errors(source: Database, config: SourceConfig) -> None:
-    source.execute("CREATE UNLOGGED TABLE public.u (id int); CREATE TABLE public.p (id int) PARTITION BY RANGE (id)")
+    source.execute(
+        "CREATE UNLOGGED TABLE public.u (id int); CREATE TABLE public.p (id int) PARTITION BY RANGE (id);"
+        "CREATE UNLOGGED TABLE public.p_1 PARTITION OF public.p FOR VALUES FROM (0) TO (9)"
+    )
     assert (await find(config, "table public.u", ["public.u"])).mend == 'ALTER TABLE "public"."u" SET LOGGED;'
     assert (await find(config, "table public.p", ["public.p"])).stops
     assert "does not exist" in (await find(config, "table public.missing", ["public.missing"])).message

@@ -208,3 +208,45 @@ def test_a_column_of_the_source_cannot_note_deletions() -> None:
     config = follow(include=["public.*"], tables={"public.users": {"deletes": "keep", "deleted_at": "email"}})
     with pytest.raises(ConfigurationError, match='deleted_at = "email" is a column of the source\'s table'):
         build_routes("t", config, SOURCE)
+
+
+PARTITIONED = {
+    **SOURCE,
+    "public.events": ("id", "at"),
+    "public.events_1": ("at", "id"),
+    "public.events_2": ("id", "at"),
+    "public.events_2_a": ("id", "at"),
+}
+PARTITIONS = {
+    "public.events_1": ("public.events",),
+    "public.events_2": ("public.events",),
+    "public.events_2_a": ("public.events_2", "public.events"),
+}
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"include": ["public.events*"]}, ["public.events"]),
+        ({"tables": {"public.events": ["id"]}}, ["public.events"]),
+        ({"include": ["public.events_1", "public.events_2_*"]}, ["public.events_1", "public.events_2_a"]),
+        ({"include": ["public.events*"], "exclude": ["public.events"]}, ["public.events_1", "public.events_2"]),
+        (
+            {"include": ["public.events_1"], "tables": {"public.events_2_a": {}}},
+            ["public.events_1", "public.events_2_a"],
+        ),
+        ({"include": ["public.a*"], "exclude": ["public.*"], "tables": {"public.events": {}}}, ["public.events"]),
+    ],
+)
+def test_a_partitioned_table_is_taken_as_a_whole_or_some_of_its_partitions_are(
+    keys: dict[str, object], expected: list[str]
+) -> None:
+    routes = build_routes("t", follow(**keys), PARTITIONED, PARTITIONS)
+    assert [route.source_name for route in routes] == expected
+
+
+def test_a_partition_cannot_be_taken_beside_its_root_nor_left_out_of_it() -> None:
+    with pytest.raises(ConfigurationError, match=r'events_1": it is a partition of public.events, which'):
+        build_routes("t", follow(include=["public.events"], tables={"public.events_1": {}}), PARTITIONED, PARTITIONS)
+    with pytest.raises(ConfigurationError, match=r'"public.e\*_2\*" covers public.events_2_a, a partition'):
+        build_routes("t", follow(include=["public.*"], exclude=["public.e*_2*"]), PARTITIONED, PARTITIONS)
