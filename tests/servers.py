@@ -70,6 +70,12 @@ def needs(database: _Answers, version: int, feature: str) -> None:
         pytest.skip(f"{feature}: PostgreSQL {version}")
 
 
+def needs_loose_collations(database: _Answers) -> None:
+    """Skip the test where the server was built without ICU, of which the non-deterministic collations are."""
+    if not database.fetchval("SELECT count(*) FROM pg_collation WHERE collprovider = 'i'"):
+        pytest.skip("non-deterministic collations: not in this build")
+
+
 def needs_extension(database: _Answers, name: str) -> None:
     """Skip the test where the server comes without an extension that is none of PostgreSQL's own."""
     if not database.fetchval(f"SELECT count(*) FROM pg_available_extensions WHERE name = '{name}'"):

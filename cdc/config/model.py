@@ -259,7 +259,7 @@ class WorkerConfig(BaseModel):
     """Seconds between two messages to the source about what is durable. It must stay well under ``wal_sender_timeout``
     (60 s) whatever is being applied (hazard 4); one a second also frees WAL soon."""
 
-    partition_poll_s: float = Field(default=5.0, ge=0.1, le=3600)
+    partition_interval_s: float = Field(default=5.0, ge=0.1, le=3600)
     """Seconds between two looks at the partitions of the source's partitioned tables, because ATTACH and DETACH are not
     streamed. One look is one query of the catalog, for the tables that targets have loaded."""
 

@@ -340,7 +340,7 @@ class Lane:
         self._began = time.monotonic()
         _log.info("streaming", slot=slot.name, confirmed_flush_lsn=str(slot.confirmed_flush_lsn))
 
-        partitions = PartitionWatch(self._config.worker.partition_poll_s)
+        partitions = PartitionWatch(self._config.worker.partition_interval_s)
         async with asyncio.TaskGroup() as tasks:
             receiving = tasks.create_task(
                 self._guard(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from itertools import permutations
 
-import psycopg
 import pytest
 
 from cdc.errors import BatchRejected, TableStopped
 from tests.database import Database
 from tests.integration.replica import MakeReplica, Replica, make_replica
+from tests.servers import needs_loose_collations
 
 __all__ = ["make_replica"]
 
@@ -240,22 +240,11 @@ COLLATIONS = {
 }
 
 
-def has_icu(source: Database) -> bool:
-    """Non-deterministic collations are ICU's, which not every build has."""
-    try:
-        source.execute(f"BEGIN; {CI} ROLLBACK")
-    except psycopg.errors.FeatureNotSupported:
-        source.execute("ROLLBACK")
-        return False
-    return True
-
-
 @pytest.mark.parametrize("case", COLLATIONS)
 async def test_a_key_that_changes_its_bytes_but_not_its_value_is_found(
     make_replica: MakeReplica, source: Database, case: str
 ) -> None:
-    if not has_icu(source):
-        return
+    needs_loose_collations(source)
     here, there = COLLATIONS[case]
     replica = await make_replica(here, there, follows=False)
     source.execute("INSERT INTO names SELECT 'name ' || n, n FROM generate_series(1, 9) n")
@@ -278,8 +267,7 @@ async def test_a_key_that_changes_its_bytes_but_not_its_value_is_found(
 async def test_rows_that_a_targets_collation_takes_for_one_are_told_apart_by_their_bytes(
     make_replica: MakeReplica, source: Database
 ) -> None:
-    if not has_icu(source):
-        return
+    needs_loose_collations(source)
     replica = await make_replica(*COLLATIONS["at the target, without a unique index"], follows=False)
     source.execute("INSERT INTO names VALUES ('a', 1), ('A', 2), ('b', 3), ('B', 4)")
     await replica.deliver()
@@ -294,8 +282,7 @@ async def test_rows_that_a_targets_collation_takes_for_one_are_told_apart_by_the
 async def test_rows_that_a_targets_unique_index_takes_for_one_are_refused(
     make_replica: MakeReplica, source: Database
 ) -> None:
-    if not has_icu(source):
-        return
+    needs_loose_collations(source)
     replica = await make_replica(*COLLATIONS["at the target"], follows=False)
     source.execute("INSERT INTO names VALUES ('a', 1), ('A', 2)")
     with pytest.raises(BatchRejected, match="breaks a rule that the source does not have"):

@@ -107,7 +107,7 @@ async def test_partitions_that_change_after_the_snapshot_are_copied_from_another
 async def test_writers_while_it_is_copied_and_afterwards(source: Database, make_target: MakeDatabase) -> None:
     source.execute(ROOT)
     replicated = Replicated(source, make_target())
-    replicated.settings["worker"]["partition_poll_s"] = 0.1
+    replicated.settings["worker"]["partition_interval_s"] = 0.1
     writes = iter(
         f"UPDATE orders SET total = total + 1 WHERE id % 10 = {n % 10};"
         f"INSERT INTO orders VALUES ({2000 + n}, 'us', 1);"
@@ -204,7 +204,7 @@ async def test_a_publication_of_somebody_else_that_sends_the_root(source: Databa
     source.execute("CREATE PUBLICATION theirs FOR TABLE orders WITH (publish_via_partition_root = true)")
     replicated = Replicated(source, make_target())
     replicated.settings["source"] |= {"manage_publications": False, "publications": ["theirs"]}
-    replicated.settings["worker"]["partition_poll_s"] = 0.1
+    replicated.settings["worker"]["partition_interval_s"] = 0.1
     await replicated.load()
     assert any("a TRUNCATE of a single partition reaches no target" in one for one in await findings(replicated.config))
     async with replicated.worker():

@@ -42,7 +42,7 @@ async def events(source: Database, make_target: MakeDatabase) -> Replicated:
     """A partitioned table, loaded; nothing streams yet."""
     source.execute(EVENTS)
     made = Replicated(source, make_target())
-    made.settings["worker"]["partition_poll_s"] = 0.1
+    made.settings["worker"]["partition_interval_s"] = 0.1
     await made.load()
     return made
 
@@ -168,7 +168,7 @@ async def test_detach_concurrently(source: Database, make_target: MakeDatabase) 
         )
     )
     events = Replicated(source, make_target())
-    events.settings["worker"]["partition_poll_s"] = 0.1
+    events.settings["worker"]["partition_interval_s"] = 0.1
     await events.load()
     async with events.worker():
         source.execute("ALTER TABLE events DETACH PARTITION events_1 CONCURRENTLY")
@@ -264,7 +264,7 @@ async def test_what_cannot_be_read_while_all_streams_stops_and_says_what_can(
     target = make_target()
     target.execute("CREATE TABLE events (k int, v text)")
     events = Replicated(source, target, schema="owned", tables={"public.events": ["k", "v"]})
-    events.settings["worker"]["partition_poll_s"] = 0.1
+    events.settings["worker"]["partition_interval_s"] = 0.1
     await events.load()
     async with events.worker():
         source.execute("CREATE TABLE events_1 (LIKE events)")

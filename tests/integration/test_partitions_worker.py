@@ -34,7 +34,7 @@ async def test_targets_that_want_the_whole_or_a_part_and_a_kill(source: Database
         "part": follow(part, "public.events_1"),
         "theirs": owned(theirs, {"public.events": {"to": "public.log", "columns": columns}}),
     }
-    async with Pipeline(source, targets, worker={"partition_poll_s": 0.2}) as pipeline:
+    async with Pipeline(source, targets, worker={"partition_interval_s": 0.2}) as pipeline:
         await pipeline.load()
         worker = await pipeline.start()
         source.execute(
@@ -69,7 +69,7 @@ async def test_targets_that_want_the_whole_or_a_part_and_a_kill(source: Database
 async def test_it_is_loaded_again_as_any_table(source: Database, make_target: MakeDatabase) -> None:
     source.execute(EVENTS)
     target = make_target()
-    async with Pipeline(source, {"internal": follow(target)}, worker={"partition_poll_s": 0.2}) as pipeline:
+    async with Pipeline(source, {"internal": follow(target)}, worker={"partition_interval_s": 0.2}) as pipeline:
         await pipeline.load()
         target.execute("DELETE FROM events WHERE id % 3 = 0")
         await loading.bootstrap(pipeline.config, progress=Silence(), scope=Scope(again=Again(("public.events",))))
