@@ -13,6 +13,7 @@ from cdc.errors import FenceLost
 from tests.conftest import MakeDatabase
 from tests.database import Database
 from tests.definitions import constraints, index_definitions, stage
+from tests.servers import major, needs
 
 PIX_ARCHIVE = Path(__file__).resolve().parents[3] / "shared" / "data" / "pix-2020.pgsql"
 
@@ -192,6 +193,23 @@ async def test_a_function_that_the_target_lacks_costs_only_what_needs_it(
         assert 'CREATE INDEX "a_plain" ON "public"."a" USING btree (public.plain(name));' in warnings[1]
         assert 'CREATE VIEW "public"."v" AS SELECT public.plain(' in " ".join(warnings[2].split())
         assert built.indexes().keys() == {"a_pkey", "a_name"}
+
+
+async def test_what_only_a_newer_version_knows_costs_an_older_target_that_alone(
+    source: Database, make_target: MakeDatabase
+) -> None:
+    needs(source, 15, "NULLS NOT DISTINCT")
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, a int, b int, UNIQUE NULLS NOT DISTINCT (a))")
+    source.execute("CREATE INDEX t_b ON t (b)")
+    async with stage(source, make_target()) as built:
+        lacking = await built.build()
+        if major(built.target) >= 15:
+            assert lacking == []
+            assert {"t_a_key", "t_b"} <= set(built.indexes())
+        else:
+            (said,) = lacking
+            assert "t_a_key of public.t could not be built" in said
+            assert "t_b" in built.indexes()
 
 
 async def test_a_name_that_is_taken_is_left_to_whom_it_belongs(source: Database, make_target: MakeDatabase) -> None:
