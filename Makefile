@@ -5,6 +5,10 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 BIN := .venv/bin
 PROCESSES ?= 3
 
+# Some images forbid Python to keep what it has compiled; then every test process, and pytest in each of its processes,
+# compiles all of it anew.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: setup demo test lint types bench bench-bootstrap test-matrix pins clean
 
 setup: .venv/ready ## a virtual environment with cdc, its servers and its tools

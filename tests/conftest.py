@@ -34,11 +34,11 @@ import psycopg
 import pytest
 import structlog
 
-from cdc.demo.postgres import BINARIES_VARIABLE, Cluster
+from cdc.demo.postgres import Cluster
 from cdc.identifiers import quote, quote_literal
 from tests.database import Database, Server, unique_name
 from tests.scalingo import StandIn, serve
-from tests.servers import Side, binaries, choose, container_image
+from tests.servers import Side, are_named, binaries, choose, container_image
 
 SETTINGS: dict[str, str | int] = {
     "wal_level": "logical",
@@ -85,7 +85,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--postgres",
         choices=("embedded", "installed", "docker"),
-        default="installed" if os.environ.get(BINARIES_VARIABLE) else "embedded",
+        default="installed" if are_named() else "embedded",
         help="where the servers of the tests come from",
     )
 

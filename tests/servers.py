@@ -26,12 +26,17 @@ class _Answers(Protocol):
     def fetchval(self, sql: str) -> object: ...
 
 
+def are_named() -> bool:
+    """Whether the environment names an installation for any side."""
+    return any(os.environ.get(name) for name in (BINARIES_VARIABLE, TARGET_BINARIES_VARIABLE))
+
+
 def choose(where: Literal["embedded", "installed", "docker"]) -> None:
     """Settle by the environment where servers come from, for this process and those that it starts."""
     if where != "installed":
         for name in (BINARIES_VARIABLE, TARGET_BINARIES_VARIABLE):
             os.environ.pop(name, None)
-    elif not os.environ.get(BINARIES_VARIABLE):
+    elif not are_named():
         asked = subprocess.run(["pg_config", "--bindir"], check=True, capture_output=True, text=True)
         os.environ[BINARIES_VARIABLE] = asked.stdout.strip()
 

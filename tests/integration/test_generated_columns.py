@@ -16,6 +16,7 @@ from tests.conftest import MakeDatabase
 from tests.database import Database
 from tests.integration.replica import MakeReplica, make_replica
 from tests.pipeline import Pipeline, follow
+from tests.servers import needs
 
 __all__ = ["make_replica"]
 
@@ -94,15 +95,16 @@ async def test_a_column_that_the_target_cannot_compute_is_left_out_alone(
 async def test_virtual_columns_are_virtual_where_the_target_knows_them(
     source: Database, target: Database, session: Session
 ) -> None:
-    if session.server_version < 180000:
-        return
+    needs(source, 18, "virtual generated columns")
     source.execute("CREATE TABLE parts (id int PRIMARY KEY, n int, inverse int GENERATED ALWAYS AS (100 / n) VIRTUAL)")
     table = await source_table(source, "public.parts")
     new = new_table(table, ROUTE)
     assert "AS ((100 / n)) STORED" in schema.create_table_sql(new, has_virtual=False), "an older one stores its values"
     await schema.create_table(session, new)
-    target.execute("INSERT INTO parts VALUES (1, 0), (2, 50)")
+    target.execute("INSERT INTO parts VALUES (2, 50)")
     assert target.fetchval("SELECT inverse FROM parts WHERE id = 2") == 2
+    if session.server_version >= 180000:
+        target.execute("INSERT INTO parts VALUES (1, 0)")  # computed when it is read, and only then
 
 
 async def test_computed_values_are_equal_after_a_copy_and_after_changes(
