@@ -183,9 +183,9 @@ class Planning:
         was_insert_only = {
             plan.shape.is_insert_only for known, plan in self.plans.items() if self.table_of(known) == table
         }
-        if made.shape.is_insert_only and True not in was_insert_only:
+        if made.shape.is_insert_only and False in was_insert_only:
             _log.warning(
-                "nothing identifies the rows of a table any more, or ever did: only inserts and TRUNCATE of it arrive",
+                "nothing identifies the rows of a table any more: only inserts and TRUNCATE of it arrive",
                 table=table,
                 mend="cdc check",
             )

@@ -399,12 +399,28 @@ async def test_rows_are_not_there_when_the_target_is_somebody_else_s_or_refuses_
     assert target.fetchval("SELECT count(*) FROM answers") == 0
 
 
+STRINGS = ("text", "varchar")
+
 VALUES = {
     "int2": ["0", "-32768", "32767"],
     "int4": ["0", "-2147483648", "2147483647", "32767"],
     "int8": ["0", "9223372036854775807", "-9007199254740993", "12"],
     "numeric": ["0", "NaN", "1.00", "0.1", "123456789.123456789123456789", "-1e30", "16777217"],
-    "text": ["", " x ", "\\N", "\\.", "a\tb\nc", "é"],
+    "text": [
+        "",
+        " x ",
+        "\\N",
+        "\\.",
+        "a\tb\nc",
+        "é",
+        " 12 ",
+        "1e3",
+        "0.1",
+        "t",
+        "{1}",
+        "10.0.0.1",
+        "08:00:2b:01:02:03",
+    ],
     "varchar": ["", " x "],
     "uuid": ["A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"],
     "json": ['{"b": 1,  "a": [null]}', "null", '"\\n"'],
@@ -414,14 +430,14 @@ VALUES = {
 
 def test_text_that_is_read_is_what_an_assignment_gives(source: Database) -> None:
     source.execute("CREATE TABLE value (v text)")
-    names = [*VALUES, "float4", "float8"]
+    names = [*VALUES, "float4", "float8", "bool", "inet", "cidr", "macaddr", "macaddr8"]
     pairs = [
         (of, to)
         for of in VALUES
         for to in names
         if reads_text(DataType(0, "pg_catalog", of, of), DataType(0, "pg_catalog", to, to))
     ]
-    assert len(pairs) > 25
+    assert len(pairs) > 50
     for of, to in pairs:
         source.execute(
             f"DROP TABLE IF EXISTS s, assigned, copied; CREATE TABLE s (v {of});"
@@ -429,13 +445,15 @@ def test_text_that_is_read_is_what_an_assignment_gives(source: Database) -> None
         )
         for value in VALUES[of]:
             source.execute(f"INSERT INTO s VALUES (%s::{of})", value)
-            with contextlib.suppress(psycopg.errors.NumericValueOutOfRange):
-                source.execute("INSERT INTO assigned SELECT v FROM s")
+            with contextlib.suppress(psycopg.DataError):
+                # Strings become what no assignment makes of them by a cast (cdc.target.conversion).
+                is_cast = of in STRINGS and to not in STRINGS
+                source.execute(f"INSERT INTO assigned SELECT {f'v::{to}' if is_cast else 'v'} FROM s")
             cursor = source.connection().cursor()
             with cursor.copy("COPY s TO STDOUT") as reading:
                 text = b"".join(bytes(block) for block in reading)
             with (
-                contextlib.suppress(psycopg.errors.NumericValueOutOfRange),
+                contextlib.suppress(psycopg.DataError),
                 cursor.copy("COPY copied FROM STDIN") as writing,
             ):
                 writing.write(text)
