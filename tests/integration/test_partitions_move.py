@@ -47,13 +47,16 @@ async def events(source: Database, make_target: MakeDatabase) -> Replicated:
     return made
 
 
-def marks(replicated: Replicated) -> tuple[set[int], set[int]]:
-    """The leaves that the target says it holds, and those that the source has, by oid."""
+def marks(replicated: Replicated) -> tuple[set[object], set[object]]:
+    """The leaves that the target says it holds, and those that the source has: oid and mark of the ATTACH."""
     held = replicated.target.fetch(
-        "SELECT jsonb_object_keys(partitions)::int FROM cdc.target_table WHERE source_table = 'events'"
+        "SELECT leaf.key::int, leaf.value ->> 2 FROM cdc.target_table, jsonb_each(partitions) leaf"
+        " WHERE source_table = 'events'"
     )
-    there = replicated.source.fetch("SELECT relid::oid::int FROM pg_partition_tree('events') WHERE isleaf")
-    return {oid for (oid,) in held}, {oid for (oid,) in there}
+    there = replicated.source.fetch(
+        "SELECT inhrelid::int, xmin || '/' FROM pg_inherits WHERE inhparent = 'events'::regclass"
+    )
+    return set(held), set(there)
 
 
 async def settled(replicated: Replicated) -> None:
@@ -147,10 +150,17 @@ async def test_what_attach_brings_and_detach_takes_follows(events: Replicated, r
         "ALTER TABLE events ATTACH PARTITION events_1 FOR VALUES FROM (10) TO (20)",
         rows=19,
     )
-    # The rows of after a DROP have the keys of those of before.
+    await do(
+        "ALTER TABLE events DETACH PARTITION events_2",
+        "UPDATE events_2 SET v = 'changed outside' WHERE id < 3",
+        "ALTER TABLE events ATTACH PARTITION events_2 FOR VALUES FROM (20) TO (30)",
+        rows=30,
+    )
+    # The rows of after a DROP have the keys of those of before: the table stops, and then has to catch up.
     await do(
         "DROP TABLE events_0",
         "INSERT INTO events VALUES (1, 1, 'in the default partition'), (2, 1, 'in the default partition')",
+        "UPDATE events SET v = 'elsewhere' WHERE k = 101 AND id < 4",
         rows=2,
     )
     source.execute("DROP TABLE events_rest")
@@ -183,6 +193,8 @@ async def test_a_partition_that_moves_to_another_table(events: Replicated) -> No
     source.execute("CREATE TABLE archive (LIKE events INCLUDING ALL) PARTITION BY RANGE (k)")
     await events.load()
     async with events.worker():
+        source.execute("UPDATE events SET v = 'known to the stream' WHERE k = 11")
+        await events.caught_up()
         source.execute(
             "BEGIN; ALTER TABLE events DETACH PARTITION events_1;"
             "ALTER TABLE archive ATTACH PARTITION events_1 FOR VALUES FROM (10) TO (20); COMMIT"
