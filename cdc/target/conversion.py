@@ -119,7 +119,7 @@ def conversion(
                 raise
     # A domain may refuse NULLs, which staged rows have in columns that they do not speak of: its base is staged.
     plain = source.plain
-    if _same_format(source, target) or _same_format(plain, target.plain):
+    if _same_format(plain, target.plain):
         return Conversion(_base_name(target.plain), None, is_direct=True)
     if plain.kind == "e":
         # An enum's binary format is its label.
@@ -130,7 +130,11 @@ def conversion(
         return Conversion(_TEXT, _base_name(target), is_direct=False)
     if not _is_assignable(plain, target.plain):
         return None
-    return Conversion(_base_name(plain), None, is_direct=False)
+    if plain.is_builtin and plain.name in AS_TEXT:
+        return Conversion(_TEXT, _base_name(plain), False, partial(value_as_text, plain.name))
+    # They are staged as values of the source's type, which mean something else here.
+    translate = translation(plain, plain, objects or ObjectOids()) if has_structure(plain) else None
+    return Conversion(_base_name(plain), None, is_direct=False, translate=translate)
 
 
 def check_text(source: DataType, target: DataType) -> None:
@@ -172,7 +176,7 @@ def fits_exactly(source: DataType, target: DataType) -> bool:
 def needs_cast_to_compare(source: DataType, target: DataType) -> bool:
     """Whether a staged value must be cast to the target's type before an index on the target can find it."""
     plain = source.plain
-    return not (_same_format(source, target) or _same_format(plain, target.plain))
+    return not _same_format(plain, target.plain)
 
 
 def is_comparable(target: DataType) -> bool:
@@ -196,7 +200,7 @@ def type_name(target: DataType) -> str:
 def _is_assignable(source: DataType, target: DataType) -> bool:
     """Whether PostgreSQL converts by itself when a value of ``source`` is assigned to a column of ``target``."""
     if source.kind == "a" and target.kind == "a" and source.element and target.element:
-        return _is_assignable(source.element.plain, target.element.plain)
+        return source.is_builtin and _is_assignable(source.element.plain, target.element.plain)
     if not source.is_builtin or not target.is_builtin:
         return False
     if target.name in _ANYTHING_BECOMES or source.name == target.name:

@@ -24,7 +24,7 @@ def insert(shape: TableShape, stage: str, low: int, high: int) -> str:
     names = quote_list(shape.columns[place].name for place in written)
     values = ", ".join(_value(shape.columns[place], place) for place in written)
     guard = ""
-    if shape.key and (shape.overlap or not shape.key_is_unique):
+    if shape.key and (shape.overlap or shape.keeps_deleted or not shape.key_is_unique):
         guard = f" AND NOT EXISTS (SELECT FROM {shape.rows_name} AS t WHERE {_same_key(shape, 'new')})"
     into = f"({names}) OVERRIDING SYSTEM VALUE" if written else ""
     return (
@@ -33,7 +33,7 @@ def insert(shape: TableShape, stage: str, low: int, high: int) -> str:
     )
 
 
-def upsert(shape: TableShape, stage: str, low: int, high: int) -> str:
+def upsert(shape: TableShape, stage: str, low: int, high: int, *, over: str | None = None) -> str:
     """Insert staged rows, or give their values to the rows that the target has of their keys.
 
     The shape's ``key_is_arbiter`` must hold. A column that cannot be updated stays as it is in a row that is there.
@@ -45,10 +45,11 @@ def upsert(shape: TableShape, stage: str, low: int, high: int) -> str:
         names = [quote(shape.columns[place].name) for place in sets]
         action = f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in names)}"
     return (
-        f"INSERT INTO {shape.sql_name} ({quote_list(shape.columns[place].name for place in written)}) "
+        f"INSERT INTO {shape.sql_name} AS t ({quote_list(shape.columns[place].name for place in written)}) "
         f"OVERRIDING SYSTEM VALUE SELECT {', '.join(_value(shape.columns[place], place) for place in written)} "
         f"FROM {stage} AS s WHERE {_between(low, high)} ORDER BY s.ordinal "
         f"ON CONFLICT ({quote_list(shape.columns[place].name for place in shape.key)}) DO {action}"
+        f"{'' if over is None else f' WHERE {over}'}"
     )
 
 
@@ -161,7 +162,8 @@ def key_exists(shape: TableShape, stage: str, low: int, high: int) -> str:
     """Whether the target holds a row of a staged key already: of the same bytes, not of what its index equates."""
     return (
         f"SELECT EXISTS (SELECT FROM {shape.rows_name} AS t, {stage} AS s "
-        f"WHERE {_between(low, high)} AND {_same_key(shape, 'new', by_bytes=True)})"
+        f"WHERE {_between(low, high)} AND {_same_key(shape, 'new', by_bytes=True)}"
+        f"{'' if shape.deleted_at is None else f' AND {_deletion(shape)[1]}'})"
     )
 
 
@@ -248,8 +250,7 @@ def insert_over_deleted(shape: TableShape, stage: str, low: int, high: int) -> l
     if fixed:
         statements.append(_write_anew(shape, stage, (), [*found, f"NOT ({' AND '.join(fixed)})"]))
     if shape.key_is_arbiter:
-        insertion, _, action = upsert(shape, stage, low, high).partition(" (")
-        return [*statements, f"{insertion} AS t ({action} WHERE {deleted}"]
+        return [*statements, upsert(shape, stage, low, high, over=deleted)]
     overwrite = (
         f"UPDATE {shape.rows_name} AS t SET {_assignments(shape, _updated(shape, ()))} FROM {stage} AS s "
         f"WHERE {' AND '.join(found)}"

@@ -98,12 +98,16 @@ async def change_key(
         return
     with guard(shape):
         is_there = await connection.fetchval(dml.key_exists(shape, stage, ordinal, ordinal))
+    if is_there and unchanged and shape.keeps_deleted and shape.deleted_at is None and not is_read_again:
+        raise Refused(shape, Reason.UNDECIDED)
     if is_there:
         await _execute(connection, guard, shape, dml.delete_old(shape, stage, ordinal, ordinal, but_new=True))
         sql = dml.take_over(shape, stage, unchanged, ordinal, ordinal)
     elif unchanged and not is_read_again:
         raise Refused(shape, Reason.UNDECIDED)
     else:
+        if shape.keeps_deleted:
+            await _execute(connection, guard, shape, dml.delete_in_the_way(shape, stage, ordinal, ordinal))
         sql = dml.change_key(shape, stage, unchanged, ordinal, ordinal)
     changed = await _execute(connection, guard, shape, sql)
     check_count(shape, changed, 1, may_fall_short=True)

@@ -135,7 +135,9 @@ class RowReplay:
         await self._connection.execute("RELEASE SAVEPOINT cdc_rows")
 
     async def _run(self, shape: TableShape, rows: Range, sql: str, low: int, high: int) -> None:
-        if shape.keeps_deleted and rows.action is Action.CHANGE_KEY:
+        if (
+            shape.deleted_at is not None or (shape.keeps_deleted and not shape.shares_keys)
+        ) and rows.action is Action.CHANGE_KEY:
             sql = f"{dml.delete_in_the_way(shape, self._staging.name(shape), low, high)}; {sql}"
         with self._guard(shape):
             changed = row_count(await self._connection.execute(f"SAVEPOINT cdc_rows; {sql}"))

@@ -370,7 +370,11 @@ class _Planner:
                 f"type {source.sql} to it by assignment.",
                 self.alter(f"ALTER COLUMN {quote(column.name)} TYPE {source.sql}"),
             )
-        same = not as_text and way.cast is None and (way.translate or not needs_cast_to_compare(source, target))
+        same = (
+            not as_text
+            and way.cast is None
+            and ((way.is_direct and way.translate) or not needs_cast_to_compare(source, target))
+        )
         planned = PlanColumn(
             name=column.name,
             stage_type=way.stage_type,
