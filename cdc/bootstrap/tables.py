@@ -138,7 +138,7 @@ async def record_partitions(session: Session, key: str, route: Route, source: So
     """Record which leaves a table holds that was loaded from a partitioned one, in the transaction that is open."""
     if source.relkind == "p":
         name = route.source_schema, route.source_table
-        await partition_record.write(session, key, name, partition_record.held_all(source.leaves))
+        await partition_record.write(session, key, name, partition_record.held_all(source.leaves, route))
 
 
 def new_table_of(load: Load, sources: Mapping[str, SourceTable]) -> NewTable:

@@ -15,6 +15,8 @@ import structlog
 from cdc.changes.column_origin import ColumnOrigin
 from cdc.changes.relation import Relation
 from cdc.errors import CdcError, ReadAgain, TableStopped
+from cdc.routing.patterns import split
+from cdc.routing.route import Route
 from cdc.routing.target_routes import TargetRoutes
 from cdc.service.held_partitions import HeldPartitions
 from cdc.target.applier import Applier
@@ -84,6 +86,10 @@ class Planning:
     def name_of(self, oid: int) -> str | None:
         """The name (``schema.table``) under which the source's table with this oid was loaded; `None`: it was not."""
         return self._names.get(oid)
+
+    def route_of(self, table: str) -> Route | None:
+        """Where a table (``schema.table`` at the source) goes here."""
+        return self._routes.route_of(*split(table))
 
     def know(self, table: str, oid: int) -> None:
         """``table`` is being loaded from the table with this oid at the source."""

@@ -42,7 +42,7 @@ class Moves:
 
 def compare(now: Iterable[SourceLeaf], held: HeldLeaves) -> Moves:
     """What has happened to a table of which the target holds the leaves ``held``."""
-    leaves = {one.leaf.oid: one for one in now}
+    leaves = {one.leaf.oid: one for one in now if one.is_publishable}
     new = [one for oid, one in leaves.items() if oid not in held or held[oid].attachment != one.leaf.attachment]
     gone = [of for oid, of in held.items() if oid not in leaves or leaves[oid].leaf.attachment != of.attachment]
     # One that was held before was detached meanwhile, and may have changed: it counts as attached.
@@ -93,7 +93,9 @@ async def record(owned: OwnedTarget, source: SourceTable) -> None:
 
 async def hold(owned: OwnedTarget, source: SourceTable) -> None:
     """Record that the target holds the leaves of a table as they are now, and no others; durable when it returns."""
-    leaves = held_all(source.leaves)
+    route = owned.planning.route_of(source.name)
+    assert route is not None  # it was loaded
+    leaves = held_all((one for one in source.leaves if one.is_publishable), route)
     async with owned.fenced():
         await owned.planning.partitions.write(source.name, leaves)
     owned.planning.partitions.follow(source.name, leaves)

@@ -119,7 +119,7 @@ async def _replace(errand: Errand, owned: OwnedTarget, request: Request, layout:
             session, errand.key, layout.route, consistent_from=at, source_oid=layout.source.relation.oid
         )
         if layout.source.relkind == "p":
-            await owned.planning.partitions.write(request.table, held_all(layout.source.leaves))
+            await owned.planning.partitions.write(request.table, held_all(layout.source.leaves, layout.route))
         await requests.record(
             session,
             request.request,
@@ -129,7 +129,7 @@ async def _replace(errand: Errand, owned: OwnedTarget, request: Request, layout:
             consistent_from=str(at),
         )
     if layout.source.relkind == "p":
-        owned.planning.partitions.follow(request.table, held_all(layout.source.leaves))
+        owned.planning.partitions.follow(request.table, held_all(layout.source.leaves, layout.route))
         owned.planning.replan([request.table])
     errand.delivery.release(request.table)
     return True

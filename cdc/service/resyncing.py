@@ -269,6 +269,9 @@ class Resyncing:
             await errand.do(lambda owned: resync_partitions.hold(owned, source))
             return None
         within = moves.condition
+        if not (self._config.source.manage_publications and source.passes_identity_on):
+            # As a table of its own it may have been streamed, too, with rows outside of its bound.
+            within = None
         if within is not None and not (await errand.look(request)).is_alike:
             within = None
         request = await self._recorded(errand, request, within=within)
@@ -290,7 +293,7 @@ class Resyncing:
         """From its first row on: the table is in overlap, tracked, and nothing of it counts as merged."""
         await self._look_again(errand, layout.source)
         near_xid = await current_xid(errand.connection)
-        leaves = held_all(layout.source.leaves)
+        leaves = held_all(layout.source.leaves, layout.route)
 
         async def begin(owned: OwnedTarget) -> None:
             # What it did not take since it stopped is read where all of it is; otherwise it has to catch up.

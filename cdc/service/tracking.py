@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cdc.changes.relation import Relation
 from cdc.changes.row_reader import FormatChanged
@@ -73,6 +73,7 @@ class Tracking:
         self._staged: _Staged | None = None
         self._keys: ResyncTables | None = None
         self._mark_has_come = False
+        self._begins_anew = False
         self._readers: dict[TablePlan, TouchReader] = {}
         self._outcome: Result | CdcError | ChunkLost | None = None
 
@@ -134,7 +135,8 @@ class Tracking:
                 if isinstance(change, Truncation):
                     plans = [planning.plans[relation] for relation in change.relations if relation in readers]
                     # Rows of a part of the table went: which of those that were read, nobody can tell.
-                    self.touched.is_broken |= bool(plans) and not empties(plans, applier.held)
+                    if plans and not empties(plans, applier.held):
+                        self.touched.is_broken = self._begins_anew = True
 
         if arrivals:
             assert self._keys is not None  # something of the table was read
@@ -143,6 +145,9 @@ class Tracking:
 
     async def before_commit(self, session: Session, key: str, positions: Positions, ended: Sequence[Part]) -> None:
         """Add to the transaction of a batch what belongs to its changes; ``key`` is the target's row."""
+        if self._begins_anew:
+            # Durable with the change: what is merged cannot be told from what went, so nothing of it counts.
+            await resync_request.record(session, self.request.request, key_form="")
         staged = self._staged
         if staged is None or not self._mark_has_come:
             return
@@ -171,12 +176,14 @@ class Tracking:
 
     def rolled_back(self) -> None:
         """The transaction was rolled back; its parts come again."""
-        self._mark_has_come = False
+        self._mark_has_come = self._begins_anew = False
         self._outcome = None
 
     def committed(self, planning: Planning) -> None:
         """The transaction is durable."""
         self._mark_has_come = False
+        if self._begins_anew:
+            self.request, self._begins_anew = replace(self.request, key_form=""), False
         outcome, self._outcome = self._outcome, None
         if outcome is not None:
             if isinstance(outcome, Result):

@@ -34,6 +34,8 @@ class SourceLeaf:
     pages: int
     key: tuple[str, ...]
     key_is_global: bool
+    parts: tuple[str, ...] = ()
+    lacks_generated: bool = False
 
     @property
     def name(self) -> str:
@@ -43,7 +45,9 @@ class SourceLeaf:
     @property
     def usable_identity(self) -> bool:
         """Whether the source can publish updates and deletes of it without refusing them itself (hazard 1)."""
-        return self.replica_identity is ReplicaIdentity.FULL or bool(self.key)
+        if self.replica_identity is ReplicaIdentity.FULL:
+            return not self.lacks_generated
+        return bool(self.key)
 
     @property
     def is_publishable(self) -> bool:
@@ -65,7 +69,7 @@ async def read_leaves(
         rows = await cursor.fetchall()
     leaves: dict[int, tuple[SourceLeaf, ...]] = {}
     for root, parts, oid, schema, name, attachment, is_born, bound, *rest in rows:
-        relkind, persistence, identity, size, pages, key = rest
+        relkind, persistence, identity, size, pages, key, lacks_generated = rest
         leaf = SourceLeaf(
             leaf=Leaf(oid, schema, name, attachment, is_born),
             bound=bound,
@@ -76,6 +80,8 @@ async def read_leaves(
             pages=pages,
             key=tuple(key),
             key_is_global=set(parts) <= set(key),
+            lacks_generated=lacks_generated,
+            parts=tuple(parts),
         )
         leaves[root] = (*leaves.get(root, ()), leaf)
     return leaves

@@ -97,12 +97,16 @@ def plan(publication: str, existing: Mapping[str, Publication], tables: Iterable
     """
     keyed, keyless = set[Member](), set[Member]()
     for table in tables:
-        if not table.is_publishable:
+        is_member = any(_member(table) in one.tables for one in existing.values())
+        # One partition that has no WAL must not take the others out of the stream.
+        if not table.is_publishable and not (table.leaves and is_member):
             continue
         is_keyed = table.usable_identity and (table.relkind != "p" or table.passes_identity_on)
         (keyed if is_keyed else keyless).add(_member(table))
         if not is_keyed:
-            keyed |= {(one.leaf.schema, one.leaf.name) for one in table.leaves if one.usable_identity}
+            keyed |= {
+                (one.leaf.schema, one.leaf.name) for one in table.leaves if one.usable_identity and one.is_publishable
+            }
     parts = (
         (publication, keyed, ALL_OPERATIONS),
         (insert_only_name(publication), keyless, INSERT_ONLY_OPERATIONS),

@@ -8,7 +8,7 @@ never change. So everything that plans or copies a table reads it here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from cdc import statements
@@ -16,6 +16,9 @@ from cdc.config import SourceConfig
 from cdc.errors import SetupError
 from cdc.source.catalog import SourceTable, read_tables
 from cdc.source.connection import Connection, source_errors
+
+Parts = tuple[Sequence[tuple[str, list[str] | None]], str | None]
+"""What is sent of a table: by each publication which columns (`None`: it cannot say), and the row filter of all."""
 
 GENERATED_ARE_SENT = 180000
 """The first version that publishes generated columns."""
@@ -36,11 +39,30 @@ async def read_published_tables(
     with source_errors("list the rows and columns that it publishes"):
         cursor = await connection.execute(statements.load("source", "published_parts"), parameters)
         parts = {name: (columns, row_filter) for name, columns, row_filter in await cursor.fetchall()}
+    for table in tables:
+        _refuse_narrowed_leaves(table, parts)
     sends_generated = connection.info.server_version >= GENERATED_ARE_SENT
     return [
         _narrowed(table, *parts[table.name], sends_generated=sends_generated) if table.name in parts else table
         for table in tables
     ]
+
+
+def _refuse_narrowed_leaves(table: SourceTable, parts: Mapping[str, Parts]) -> None:
+    """Raise `SetupError` where the leaves of a table are sent in part: a copy through its root would not agree."""
+    if table.name in parts:
+        return
+    stored = {column.name for column in table.relation.columns}
+    for leaf in table.leaves:
+        nothing_left_out: Parts = ((), None)
+        columns, row_filter = parts.get(leaf.name, nothing_left_out)
+        lists = [names for _, names in columns if names is not None]
+        if row_filter is not None or any(not stored <= set(names) for names in lists):
+            raise SetupError(
+                f"the publications leave out rows or columns of {leaf.name}, a partition of {table.name}, which is "
+                "copied as a whole: publish all of it, or the whole table with publish_via_partition_root, or name the "
+                "partitions one by one"
+            )
 
 
 def _narrowed(

@@ -202,11 +202,12 @@ async def tables_with_rows(
     wanted = list(dict.fromkeys(names))
     if not wanted:
         return frozenset()
+    names_of = [quote_qualified(schema, name) for schema, name in wanted]
     query = "\nUNION ALL ".join(
-        f"SELECT {number} WHERE EXISTS (SELECT FROM ONLY {quote_qualified(schema, name)})"
-        f" OR EXISTS (SELECT FROM pg_catalog.pg_class c JOIN {quote_qualified(schema, name)} ON c.relkind = 'p'"
-        f" WHERE c.oid = {quote_literal(quote_qualified(schema, name))}::pg_catalog.regclass)"
-        for number, (schema, name) in enumerate(wanted)
+        f"SELECT {number} WHERE EXISTS (SELECT FROM ONLY {name}) OR EXISTS ("
+        f"SELECT FROM pg_catalog.pg_class cdc_is JOIN {name} cdc_of ON cdc_is.relkind = 'p' "
+        f"WHERE cdc_is.oid = {quote_literal(name)}::pg_catalog.regclass)"
+        for number, name in enumerate(names_of)
     )
     return frozenset(wanted[row[0]] for row in await connection.fetch(query))
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cdc.changes.relation import Leaf
+from cdc.routing.route import Route
 from cdc.target.session import Session, target_errors
 from cdc.target.table_state import TableName
 
@@ -60,10 +61,17 @@ class DescribedLeaf(Protocol):
     def bound(self) -> str | None:
         """The condition for its rows."""
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The columns that it is about; an empty name for an expression."""
 
-def held_all(leaves: Iterable[DescribedLeaf]) -> list[HeldLeaf]:
-    """What is recorded of leaves."""
-    return [held(one.leaf, one.bound) for one in leaves]
+
+def held_all(leaves: Iterable[DescribedLeaf], route: Route) -> list[HeldLeaf]:
+    """What is recorded of leaves: no bound that speaks of a column which does not go there (invariant 7)."""
+    return [
+        held(one.leaf, one.bound if all(route.target_column(name) is not None for name in one.parts) else None)
+        for one in leaves
+    ]
 
 
 def held(leaf: Leaf, bound: str | None) -> HeldLeaf:

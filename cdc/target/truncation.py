@@ -62,9 +62,14 @@ class Truncations:
                         await self._connection.execute(dml.note_deleted(shape, truncation.commit_time_us))
                 else:
                     whole[shape.schema, shape.name] = shape
-            elif not (shape.overlap and (shape.schema, shape.name) in self._read_again):
+            else:
                 for plan in group:
-                    await self._delete_leaf(plan, truncation.commit_time_us)
+                    try:
+                        await self._delete_leaf(plan, truncation.commit_time_us)
+                    except Refused as refused:
+                        is_read = shape.overlap and (shape.schema, shape.name) in self._read_again
+                        if not is_read or refused.reason is not Reason.LEAF_TRUNCATE:
+                            raise
         if whole:
             await self._empty(whole, truncation)
 

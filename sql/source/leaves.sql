@@ -35,7 +35,8 @@ WITH RECURSIVE tree (root, relid, attachment, is_born, is_bounded, parts) AS (
       JOIN pg_catalog.pg_inherits i ON i.inhparent = t.relid AND NOT i.inhdetachpending
       JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition
 )
-SELECT t.root::bigint, t.parts, c.oid::bigint, n.nspname::text, c.relname::text, t.attachment, t.is_born,
+SELECT t.root::bigint, t.parts, c.oid::bigint, n.nspname::text, c.relname::text, t.attachment,
+       t.is_born AND c.relfilenode = c.oid AS is_born,
        CASE WHEN %(is_measured)s AND t.is_bounded AND c.relkind = 'r' THEN pg_get_partition_constraintdef(c.oid) END AS bound,
        c.relkind::text, c.relpersistence::text, c.relreplident::text,
        CASE WHEN %(is_measured)s THEN coalesce(pg_table_size(c.oid), 0)::bigint ELSE 0 END AS bytes,
@@ -46,8 +47,14 @@ SELECT t.root::bigint, t.parts, c.oid::bigint, n.nspname::text, c.relname::text,
                JOIN pg_catalog.pg_attribute a
                  ON a.attrelid = x.indrelid AND a.attnum = ANY ((x.indkey::int2[])[0:x.indnkeyatts - 1])
               WHERE x.indrelid = c.oid AND x.indislive AND x.indisvalid AND x.indisunique AND x.indimmediate AND x.indpred IS NULL
+                AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute g
+                                 WHERE g.attrelid = c.oid AND g.attnum = ANY ((x.indkey::int2[])[0:x.indnkeyatts - 1])
+                                   AND g.attgenerated <> '')
                 AND ((c.relreplident = 'd' AND x.indisprimary) OR (c.relreplident = 'i' AND x.indisreplident))
-              ORDER BY a.attname) AS key
+              ORDER BY a.attname) AS key,
+       c.relreplident = 'f' AND current_setting('server_version_num')::int >= 180000
+           AND EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                        WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped) AS lacks_generated
   FROM tree t
   JOIN pg_catalog.pg_class c ON c.oid = t.relid AND c.relkind <> 'p'
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace

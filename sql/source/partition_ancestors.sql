@@ -15,7 +15,7 @@ WITH RECURSIVE up (leaf, relid, attachment, is_born) AS (
       JOIN pg_catalog.pg_class c ON c.oid = u.relid AND c.relispartition
       JOIN pg_catalog.pg_inherits i ON i.inhrelid = u.relid AND NOT i.inhdetachpending
 )
-SELECT u.leaf::bigint, n.nspname::text, c.relname::text, u.attachment, u.is_born,
+SELECT u.leaf::bigint, n.nspname::text, c.relname::text, u.attachment, u.is_born AND c.relfilenode = c.oid,
        r.oid::bigint AS root_oid, rn.nspname::text AS root_schema, r.relname::text AS root_name
   FROM up u
   JOIN pg_catalog.pg_class r ON r.oid = u.relid AND r.relkind = 'p' AND NOT r.relispartition

@@ -5,7 +5,7 @@ WITH RECURSIVE tree (root, relid, mark) AS (
       FROM pg_catalog.pg_partitioned_table p
      WHERE p.partrelid = ANY (%(roots)s::oid[])
     UNION ALL
-    SELECT t.root, i.inhrelid, i.inhrelid::text || '.' || i.xmin::text
+    SELECT t.root, i.inhrelid, i.inhrelid::text || '.' || i.xmin::text || c.relpersistence::text
       FROM tree t
       JOIN pg_catalog.pg_inherits i ON i.inhparent = t.relid AND NOT i.inhdetachpending
       JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition

@@ -66,9 +66,14 @@ class Replica:
                     self.accumulator.place(places, unknown.relations)
                     roots = {place.root_oid: f"{place.root_schema}.{place.root_name}" for place in places.values()}
                     for root, leaves in (await read_leaves(connection, roots)).items():
-                        self.applier.held[roots[root]] = {leaf.oid: leaf for leaf in held_all(leaves)}
+                        held = held_all(leaves, self.route_of_root(roots[root]))
+                        self.applier.held[roots[root]] = {leaf.oid: leaf for leaf in held}
                 messages = unknown.remaining
         return [part for part in self.accumulator.take() if part.changes]
+
+    def route_of_root(self, name: str) -> Route:
+        schema, table = name.split(".")
+        return next((r for r in self.routes if r.source_name == name), Route(schema, table, schema, table))
 
     async def apply(self, parts: Sequence[Part], *, holds: Holds | None = None) -> Applied:
         """Apply parts as one batch in one transaction."""
