@@ -189,12 +189,10 @@ class Planning:
         was_insert_only = {
             plan.shape.is_insert_only for known, plan in self.plans.items() if self.table_of(known) == table
         }
-        if made.shape.is_insert_only and False in was_insert_only:
-            _log.warning(
-                "nothing identifies the rows of a table any more: only inserts and TRUNCATE of it arrive",
-                table=table,
-                mend="cdc check",
-            )
+        if made.shape.is_insert_only and True not in was_insert_only:
+            # When it is met for the first time, nobody here knows whether it is news.
+            log = _log.warning if was_insert_only else _log.info
+            log("nothing identifies the rows of a table: only inserts and TRUNCATE of it arrive", table=table)
         elif True in was_insert_only and not made.shape.is_insert_only:
             _log.warning(
                 "updates and deletes of a table arrive again; what was changed in between is not caught up",
