@@ -317,7 +317,7 @@ def _composite(of: str, attributes: tuple[_Attribute, ...], nothing: tuple[bytes
     try:
         count = _INT.unpack_from(value)[0]
         if not 0 <= count <= len(attributes):
-            raise _altered(of)
+            raise _altered(of) if count < 0 else _has_more(of)
         for attribute in attributes[:count]:
             length = _INT.unpack_from(value, position + 4)[0]
             if value[position : position + 4] != attribute.source_oid:
@@ -353,4 +353,12 @@ def _altered(of: str) -> NotAsPlanned:
     return NotAsPlanned(
         f"a value of {of} is made of other parts than that type has: it was altered at the source, perhaps since the "
         "stream began. Alter it at the target in the same way"
+    )
+
+
+def _has_more(of: str) -> NotAsPlanned:
+    return NotAsPlanned(
+        f"a value of {of} has more attributes than that type: it was altered at the source, perhaps since the stream "
+        "began. Alter it at the target in the same way; where that is done, attributes were dropped after the row was "
+        "written: run cdc resync for its table"
     )
