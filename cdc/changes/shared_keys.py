@@ -7,6 +7,9 @@ that the stretch has inserted may mean the row that was there before. Which row 
 row, where the source sends it, and by the relation that it comes from.
 
 At the end of a stretch every key is held by one row again, or nobody can tell what is to be (`Contradiction`).
+
+A target has one row of each key at any time. Where it refuses a second one, that is noticed; where an insert takes the
+place of whatever row is there, `Arrivals` notices when a change means the row whose place was taken.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Sequence
 from cdc.changes.compaction import Compaction, Contradiction, KeyChange, merge, require_key
 from cdc.changes.relation import ReplicaIdentity
 from cdc.changes.row_reader import Fields, Key, RowReader, key_fields
+from cdc.changes.transaction import Kind
 from cdc.pgoutput.tuples import UNCHANGED
 
 
@@ -72,9 +76,8 @@ class SharedKeys(Compaction):
     def _take(self, reader: RowReader, key: Key, old: Fields | None) -> Fields | None:
         """Remove the row that a change means; what is known of it, `None` for the one of before the stretch."""
         held = self._held.setdefault(key, [])
-        is_whole = reader.relation.replica_identity is ReplicaIdentity.FULL and old is not None
         for place, (relation, fields) in enumerate(held):
-            if relation == reader.relation.oid and (not is_whole or _agree(fields, old or ())):
+            if _is_meant(reader, old, relation, fields):
                 del held[place]
                 return fields
         if key in self._left and not self._overlap:
@@ -94,6 +97,55 @@ class SharedKeys(Compaction):
                 self._fresh.add(key)
         self._held, self._left, self._deleted = {}, set(), {}
         super()._end_stretch()
+
+
+class Arrivals:
+    """The rows that changes brought to their keys since it was made.
+
+    ``deletes``: a delete of a row whose place was taken would do something to the one that took it.
+    """
+
+    def __init__(self, *, deletes: bool) -> None:
+        self._deletes = deletes
+        self._rows: dict[Key, tuple[int, Fields]] = {}
+
+    def check(self, reader: RowReader, kind: Kind, message: bytes) -> None:
+        """Raise `Contradiction` for a change of a row whose place under its key another one has taken."""
+        if kind is Kind.UPDATE:
+            old, new = reader.old_and_new(message)
+        elif kind is Kind.DELETE and self._deletes:
+            old, new = reader.old_row(message), ()
+        else:
+            return
+        there = self._rows.get(reader.key_of(new if old is None else old))
+        if there is not None and not _is_meant(reader, old, *there):
+            raise Contradiction
+
+    def note(self, reader: RowReader, kind: Kind, message: bytes) -> None:
+        """Remember what a change that is applied brings to its key."""
+        if kind is Kind.INSERT:
+            new = reader.new_row(message)
+            self._rows[reader.key_of(new)] = reader.relation.oid, new
+            return
+        if kind is Kind.DELETE:
+            gone = reader.old_row(message)
+            there = self._rows.get(reader.key_of(gone))
+            if there is not None and _is_meant(reader, gone, *there):
+                del self._rows[reader.key_of(gone)]
+            return
+        old, new = reader.old_and_new(message)
+        new_key = reader.key_of(new)
+        old_key = new_key if old is None else reader.key_of(old)
+        there = self._rows.pop(old_key, None)
+        if there is not None or old_key != new_key:
+            self._rows[new_key] = reader.relation.oid, merge(None if there is None else there[1], new)
+
+
+def _is_meant(reader: RowReader, old: Fields | None, relation: int, fields: Fields) -> bool:
+    """Whether a change with this old row (`None`: none was sent) may mean the row that ``relation`` brought."""
+    if relation != reader.relation.oid:
+        return False
+    return old is None or reader.relation.replica_identity is not ReplicaIdentity.FULL or _agree(fields, old)
 
 
 def _agree(fields: Fields, old: Fields) -> bool:

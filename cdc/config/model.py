@@ -205,6 +205,7 @@ class TargetConfig(BaseModel):
             for name, table in self.tables.items():
                 if table.columns is None:
                     raise ValueError(f'tables."{name}" lists no columns, and this target gets listed columns only')
+        self._check_shared_tables()
         if not self.is_owned:
             for name, table in self.tables.items():
                 renamed = table.to not in (None, name) or any(a != b for a, b in (table.columns or {}).items())
@@ -214,6 +215,17 @@ class TargetConfig(BaseModel):
                         'use schema = "owned"'
                     )
         return self
+
+    def _check_shared_tables(self) -> None:
+        """Nobody can tell by a row which table it came from, so what becomes of deleted ones is one thing for all."""
+        first: dict[str, tuple[str, TableConfig]] = {}
+        for name, table in self.tables.items():
+            other, there = first.setdefault(table.to or name, (name, table))
+            if (there.deletes, there.deleted_at) != (table.deletes, table.deleted_at):
+                raise ValueError(
+                    f'tables."{other}" and tables."{name}" go into one table, {table.to or name}: they need '
+                    "the same deletes and the same deleted_at"
+                )
 
     def without(self, tables: tuple[str, ...]) -> Self:
         """The same target without some tables (``schema.table``), whichever way it asks for them.

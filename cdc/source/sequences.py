@@ -13,6 +13,9 @@ from cdc import statements
 from cdc.identifiers import quote_qualified
 from cdc.source.connection import Connection, source_errors
 
+AT_ONCE = 500
+"""How many sequences one query looks into: a UNION is nested as deep as it is long."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
@@ -65,13 +68,14 @@ async def read_sequences(connection: Connection) -> list[SequenceUse]:
         }
         # What was never used, or begins anew, shows its position only itself.
         positions: dict[str, tuple[int, bool]] = {}
-        names = sorted(unused)
-        if names:
+        every = sorted(unused)
+        for first in range(0, len(every), AT_ONCE):
+            names = every[first : first + AT_ONCE]
             query = " UNION ALL ".join(
                 f"SELECT {number}, last_value, is_called FROM {name}" for number, name in enumerate(names)
             )
             cursor = await connection.execute(query.encode())
-            positions = {names[number]: (last, called) for number, last, called in await cursor.fetchall()}
+            positions |= {names[number]: (last, called) for number, last, called in await cursor.fetchall()}
     return [_placed(use, positions.get(use.sequence.sql_name)) for use in uses]
 
 

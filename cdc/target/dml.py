@@ -158,11 +158,14 @@ def delete_old(shape: TableShape, stage: str, low: int, high: int, *, but_new: b
     )
 
 
-def key_exists(shape: TableShape, stage: str, low: int, high: int) -> str:
-    """Whether the target holds a row of a staged key already: of the same bytes, not of what its index equates."""
+def key_exists(shape: TableShape, stage: str, low: int, high: int, *, old: bool = False) -> str:
+    """Whether the target holds a row of a staged key already: of the same bytes, not of what its index equates.
+
+    One that is noted as deleted does not count. With ``old`` the old key is asked for.
+    """
     return (
         f"SELECT EXISTS (SELECT FROM {shape.rows_name} AS t, {stage} AS s "
-        f"WHERE {_between(low, high)} AND {_same_key(shape, 'new', by_bytes=True)}"
+        f"WHERE {_between(low, high)} AND {_same_key(shape, 'old' if old else 'new', by_bytes=True)}"
         f"{'' if shape.deleted_at is None else f' AND {_deletion(shape)[1]}'})"
     )
 

@@ -27,7 +27,7 @@ from cdc.target import dml, kept_rows, overlap
 from cdc.target.copy_encoding import NotSent, messages_stream, rows_stream
 from cdc.target.rejection import Guard, Reason, Refused
 from cdc.target.row_counts import check_count, row_count
-from cdc.target.row_replay import RowReplay
+from cdc.target.row_replay import RowReplay, arrivals_of
 from cdc.target.staging import Staging
 from cdc.target.steps import Group, RoutedPart, Step, TargetName, parents_first, split, stretched
 from cdc.target.table_plan import TablePlan
@@ -71,6 +71,7 @@ class FastPath:
 
         Tables of the shapes ``in_order`` are taken change by change, as far as a range of them is refused.
         """
+        self._replay.begin()
         for step in split(parts):
             await self._apply_step(step, in_order)
             if step.truncation is not None:
@@ -144,12 +145,17 @@ class FastPath:
             keeps_deleted=shape.keeps_deleted,
             notes_time=shape.deleted_at is not None,
         )
+        arrivals = arrivals_of(shape) if shape.takes_places else None
         folded = 0
         try:
             for (plan, kind, time_us), rows in stretched(
                 ((plan, run.kind, _noted(shape, run)), run.rows) for plan, run in group.runs
             ):
                 compaction.add(plan.reader, kind, rows, time_us)
+                if arrivals is not None:
+                    for message in rows:
+                        arrivals.check(plan.reader, kind, message)
+                        arrivals.note(plan.reader, kind, message)
                 folded += len(rows)
                 if folded >= BREATH_ROWS:
                     folded = 0

@@ -10,14 +10,19 @@ it was in the source. Why that is so, for a key whose row in the snapshot is R:
 - If an insert brought it, or a change of the key that sends all values, the row is written as a whole: an *upsert*.
   Rows that were there before it under the same key are of no account; updates and deletes of theirs may find nothing.
 - If a change of the key from k to k2 brought it that lacks values, these must come from R. Before that change nobody
-  had k2 in the source: whatever the stream did to k2 before has removed the target's row. So if k2 is there, the stream
-  has not touched it, and it is the snapshot's: R, or a row that comes to k2 later in a way that is listed here, too.
-  *k2 takes what was sent and keeps the rest, and k goes.*
+  had k2 in the source: whatever the stream did to k2 before has removed the target's row, or noted its deletion. So if
+  k2 is there, and not noted, the stream has not touched it, and it is the snapshot's: R, or a row that comes to k2
+  later in a way that is listed here, too. *k2 takes what was sent and keeps the rest, and k goes.*
 - If k2 is not there, the rows cannot tell what to do. Either the snapshot is older than the change, and k is R, to be
   moved. Or it is newer, and R was under k2 until the stream removed it, or is under a third key by now, while k is
   another row that has taken the old key: to move it would give R the values of that row, without an error. (Rows that
   exchange their keys, or move up by one, do that.) Such a change is `Reason.UNDECIDED`: the table has to be copied
-  live.
+  live. So it is if k2 is there where deleted rows stay and nothing notes which: it may be one that stayed.
+- Where two rows of the source may hold one key for a while (`TableShape.shares_keys`), and the target's row must live
+  on, k2 may be another row that is still to move, not R. If k is there as well, the change is `Reason.UNDECIDED`,
+  whatever it sends; and so is a change of a row whose place an insert has taken (`TableShape.takes_places`).
+
+A row that is noted as deleted does not count, and makes way for one that moves to its key.
 
 "Older" and "newer" hold for the changes of each key and each row by themselves, since those wait for each other at the
 source: a snapshot sees all of them up to some point, also where it misses an earlier commit of other rows (hazard 22).
@@ -98,7 +103,13 @@ async def change_key(
         return
     with guard(shape):
         is_there = await connection.fetchval(dml.key_exists(shape, stage, ordinal, ordinal))
-    if is_there and unchanged and shape.keeps_deleted and shape.deleted_at is None and not is_read_again:
+        was_there = (
+            is_there
+            and shape.shares_keys
+            and await connection.fetchval(dml.key_exists(shape, stage, ordinal, ordinal, old=True))
+        )
+    may_have_stayed = is_there and unchanged and shape.keeps_deleted and shape.deleted_at is None
+    if (was_there or may_have_stayed) and not is_read_again:
         raise Refused(shape, Reason.UNDECIDED)
     if is_there:
         await _execute(connection, guard, shape, dml.delete_old(shape, stage, ordinal, ordinal, but_new=True))
@@ -106,7 +117,7 @@ async def change_key(
     elif unchanged and not is_read_again:
         raise Refused(shape, Reason.UNDECIDED)
     else:
-        if shape.keeps_deleted:
+        if shape.clears_the_way:
             await _execute(connection, guard, shape, dml.delete_in_the_way(shape, stage, ordinal, ordinal))
         sql = dml.change_key(shape, stage, unchanged, ordinal, ordinal)
     changed = await _execute(connection, guard, shape, sql)

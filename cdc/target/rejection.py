@@ -164,6 +164,11 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
                 "constraint, or put a unique index over the other rows in its place (WHERE the column that notes "
                 "deletions IS NULL)"
             )
+        if plan.shape.keeps_deleted and server.sqlstate == FOREIGN_KEY_VIOLATION:
+            mend += (
+                '. If a row that the source has deleted and that stays here (deletes = "keep") points to a key that '
+                "another row has left, only dropping it helps"
+            )
         breaks = f"breaks a rule that the source does not have ({server}). {mend}"
         if server.sqlstate == CHECK_VIOLATION and server.constraint is None and plan.shape.is_partitioned:
             breaks = f"has no partition of the target's table to go into ({server}). Create it, or a default partition"
@@ -187,6 +192,11 @@ def verdict(refused: Refused, part: Part, plan: TablePlan, target: str) -> Table
             sentence = f"{change} of {which} finds more than one row, {differs}."
         case Reason.DUPLICATE:
             sentence = f"{change} of {which} brings a key that is already there, {differs}."
+            if refused.shape.keeps_deleted and refused.shape.deleted_at is None:
+                sentence += (
+                    " Or it is the key of a row that the source has deleted and that stays here, and nothing tells "
+                    "which those are: name a column of this table that notes deletions (deleted_at)."
+                )
             if refused.shape.shares_keys:
                 sentence += (
                     " If rows of the source only trade their keys within one transaction, or move between tables that "

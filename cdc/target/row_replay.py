@@ -16,8 +16,9 @@ from enum import Enum
 
 import asyncpg
 
-from cdc.changes.compaction import time_field
+from cdc.changes.compaction import Contradiction, time_field
 from cdc.changes.row_reader import Fields, FormatChanged, KeyNotSent, places_unchanged
+from cdc.changes.shared_keys import Arrivals
 from cdc.changes.transaction import Kind
 from cdc.pgoutput.tuples import NULL, UNCHANGED, UnexpectedFormat
 from cdc.target import dml, kept_rows, overlap
@@ -76,6 +77,11 @@ class RowReplay:
         self._staging = staging
         self._guard = guard
         self._read_again = read_again
+        self._arrivals: dict[TableShape, Arrivals] = {}
+
+    def begin(self) -> None:
+        """Forget what was replayed: a batch, or one part of a transaction, begins, or is tried again."""
+        self._arrivals.clear()
 
     async def apply(self, plan: TablePlan, kind: Kind, messages: Sequence[bytes], commit_time_us: int) -> None:
         """Apply changes of one kind, committed at ``commit_time_us``. The plan's staging table must exist.
@@ -86,7 +92,10 @@ class RowReplay:
         try:
             for rows in ranges(plan, kind, messages, commit_time_us):
                 done = rows.start
-                await self._apply_range(plan.shape, rows)
+                if plan.shape.takes_places:
+                    await self._apply_watched(plan, kind, messages[done : done + len(rows.rows)], rows)
+                else:
+                    await self._apply_range(plan.shape, rows)
         except Refused as refused:
             refused.plan, refused.kind = plan, kind
             refused.done += done
@@ -97,6 +106,25 @@ class RowReplay:
         rows = Range(Action.CHANGE_KEY, places_unchanged(fields), 0)
         rows.rows.append((*_sent(fields), *old_key))
         await self._apply_range(shape, rows)
+
+    async def _apply_watched(self, plan: TablePlan, kind: Kind, messages: Sequence[bytes], rows: Range) -> None:
+        """Apply a range where a row may have taken another's place; no change in it depends on another."""
+        shape, reader = plan.shape, plan.reader
+        arrivals = self._arrivals.setdefault(shape, arrivals_of(shape))
+        try:
+            for message in messages:
+                arrivals.check(reader, kind, message)
+        except Contradiction:
+            raise Refused(shape, Reason.UNDECIDED if shape.overlap else Reason.DUPLICATE) from None
+        done = len(messages)
+        try:
+            await self._apply_range(shape, rows)
+        except Refused as refused:
+            done = refused.done
+            raise
+        finally:
+            for message in messages[:done]:
+                arrivals.note(reader, kind, message)
 
     async def _apply_range(self, shape: TableShape, rows: Range) -> None:
         low, high = await self._staging.stage(shape, rows.rows, with_old=True, guard=self._guard)
@@ -135,9 +163,7 @@ class RowReplay:
         await self._connection.execute("RELEASE SAVEPOINT cdc_rows")
 
     async def _run(self, shape: TableShape, rows: Range, sql: str, low: int, high: int) -> None:
-        if (
-            shape.deleted_at is not None or (shape.keeps_deleted and not shape.shares_keys)
-        ) and rows.action is Action.CHANGE_KEY:
+        if shape.clears_the_way and rows.action is Action.CHANGE_KEY:
             sql = f"{dml.delete_in_the_way(shape, self._staging.name(shape), low, high)}; {sql}"
         with self._guard(shape):
             changed = row_count(await self._connection.execute(f"SAVEPOINT cdc_rows; {sql}"))
@@ -296,6 +322,11 @@ def _read(plan: TablePlan, kind: Kind, message: bytes) -> tuple[Action, Fields, 
     identity = tuple(old[place] for place in places)
     moves = bool(shape.key) and any(old[place] != new[place] for place in shape.key)
     return (Action.CHANGE_KEY if moves else Action.UPDATE), new, identity
+
+
+def arrivals_of(shape: TableShape) -> Arrivals:
+    """What notices changes of rows whose place was taken, for a shape that ``takes_places``."""
+    return Arrivals(deletes=not shape.keeps_deleted or shape.deleted_at is not None)
 
 
 def _names(shape: TableShape, action: Action, new: Fields, old: tuple[bytes, ...]) -> list[Fields]:

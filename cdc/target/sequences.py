@@ -22,6 +22,9 @@ from cdc.target.definitions import SEQUENCE_COMMENT, NewSequence
 from cdc.target.new_types import create_schema
 from cdc.target.session import Session, target_errors
 
+AT_ONCE = 500
+"""How many sequences one statement names: a UNION is nested as deep as it is long."""
+
 
 @dataclass(frozen=True, slots=True)
 class SequencePosition:
@@ -30,12 +33,6 @@ class SequencePosition:
     definition: NewSequence
     last_value: int
     is_called: bool
-
-    @property
-    def set_sql(self) -> str:
-        """The expression that sets the position."""
-        called = "true" if self.is_called else "false"
-        return f"pg_catalog.setval({quote_literal(self.definition.sql_name)}, {self.last_value}, {called})"
 
     @property
     def alter_sql(self) -> str:
@@ -114,22 +111,37 @@ async def bring(session: Session, key: str, found: Differing) -> None:
         for one in found.altered:
             await connection.execute(one.alter_sql)
         every = (*found.missing, *found.altered, *found.moved)
-        await connection.execute("SELECT " + ", ".join(one.set_sql for one in every))
+        for first in range(0, len(every), AT_ONCE):
+            await connection.execute(_set_sql(every[first : first + AT_ONCE]))
 
 
 async def _read_unused(
     connection: asyncpg.Connection, sequences: Several[NewSequence]
 ) -> dict[tuple[str, str], int | None]:
     """The value that each hands out next, if it has handed out none; `None` for one that has."""
-    if not sequences:
-        return {}
-    query = " UNION ALL ".join(
-        f"SELECT {number} AS number, CASE WHEN NOT is_called THEN last_value END AS value FROM "
-        + quote_qualified(sequence.schema, sequence.name)
-        for number, sequence in enumerate(sequences)
+    found: dict[tuple[str, str], int | None] = {}
+    for first in range(0, len(sequences), AT_ONCE):
+        some = sequences[first : first + AT_ONCE]
+        query = " UNION ALL ".join(
+            f"SELECT {number} AS number, CASE WHEN NOT is_called THEN last_value END AS value FROM "
+            + quote_qualified(sequence.schema, sequence.name)
+            for number, sequence in enumerate(some)
+        )
+        for row in await connection.fetch(query):
+            found[some[row["number"]].schema, some[row["number"]].name] = row["value"]
+    return found
+
+
+def _set_sql(positions: Several[SequencePosition]) -> str:
+    """The statement that sets positions, as rows: there may be more of them than a SELECT can have columns."""
+    rows = ", ".join(
+        f"({quote_literal(one.definition.sql_name)}, {one.last_value}::bigint, {str(one.is_called).lower()})"
+        for one in positions
     )
-    rows = await connection.fetch(query)
-    return {(sequences[row["number"]].schema, sequences[row["number"]].name): row["value"] for row in rows}
+    return (
+        "SELECT pg_catalog.setval(v.name::pg_catalog.regclass, v.last_value, v.is_called) "
+        f"FROM (VALUES {rows}) AS v (name, last_value, is_called)"
+    )
 
 
 def _is_other(row: asyncpg.Record, new: NewSequence) -> bool:

@@ -39,6 +39,7 @@ class StrictPath:
 
     async def apply(self, routed: RoutedPart) -> None:
         """Apply a part. Raises `Refused` for the first row that cannot be applied, with its plan and kind."""
+        self._replay.begin()
         waiting: dict[TargetName, list[_Pending]] = {}
         for change in routed.part.changes:
             if isinstance(change, Run):

@@ -91,6 +91,17 @@ class TableShape:
         return self.sql_name if self.is_partitioned else f"ONLY {self.sql_name}"
 
     @property
+    def clears_the_way(self) -> bool:
+        """Whether a row that moves removes what stayed under its new key: where that cannot be a live row."""
+        return self.keeps_deleted and (self.deleted_at is not None or not self.shares_keys)
+
+    @property
+    def takes_places(self) -> bool:
+        """Whether an insert takes the place of whatever row has its key, and that may be one that is still to move."""
+        takes = self.overlap or (self.keeps_deleted and self.deleted_at is None)
+        return bool(self.key) and self.shares_keys and self.holds_more and takes
+
+    @property
     def is_insert_only(self) -> bool:
         """Whether nothing identifies a row."""
         return not self.key and not self.matches_whole_row

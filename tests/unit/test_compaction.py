@@ -162,8 +162,10 @@ VALUES = st.sampled_from([None, b"", b"p", b"q"])
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> tuple[dict[bytes, Row], list[tuple[Kind, bytes]], dict[bytes, Row]]:
-    """Rows before, what a source did to them, and the rows after."""
+def histories(
+    draw: st.DrawFn, *, full: bool = False
+) -> tuple[dict[bytes, Row], list[tuple[Kind, bytes]], dict[bytes, Row]]:
+    """Rows before, what a source did to them, and the rows after; ``full``: with whole old rows."""
     before = draw(st.dictionaries(st.sampled_from(KEYS), st.tuples(VALUES, VALUES)))
     rows, changes = dict(before), []
     for _ in range(draw(st.integers(0, 15))):
@@ -173,16 +175,20 @@ def histories(draw: st.DrawFn) -> tuple[dict[bytes, Row], list[tuple[Kind, bytes
             changes.append(insert(key, *rows[key]))
             continue
         if draw(st.integers(0, 3)) == 0:
-            del rows[key]
-            changes.append(delete(key))
+            old = rows.pop(key)
+            changes.append((Kind.DELETE, b"D\0\0\0\1O" + tuple_data((key, *old))) if full else delete(key))
             continue
         new = draw(st.tuples(VALUES, VALUES))
         hidden = [draw(st.booleans()) and a == b and a is not None for a, b in zip(rows[key], new, strict=True)]
         sent = tuple("u" if hide else value for hide, value in zip(hidden, new, strict=True))
         target = draw(st.sampled_from([key, *(k for k in KEYS if k not in rows)]))
-        del rows[key]
+        old = rows.pop(key)
         rows[target] = new
-        changes.append(update(target, *sent, old_key=None if target == key else key))
+        if full:
+            whole = b"U\0\0\0\1O" + tuple_data((key, *old)) + b"N" + tuple_data((target, *sent))
+            changes.append((Kind.UPDATE, whole))
+        else:
+            changes.append(update(target, *sent, old_key=None if target == key else key))
     return before, changes, rows
 
 

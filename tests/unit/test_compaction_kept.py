@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,23 +12,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdc.changes.compaction import Compaction, Contradiction, KeyChange, Outcome, time_field
+from cdc.changes.relation import Relation, ReplicaIdentity
 from cdc.changes.row_reader import row_reader
+from cdc.changes.shared_keys import Arrivals, SharedKeys
 from cdc.changes.transaction import Kind
 from cdc.pgoutput.tuples import NULL, UNCHANGED
-from tests.unit.test_compaction import RELATION, A, X, Y, as_fields, delete, field, histories, insert, merged, update
+from tests.unit.test_compaction import (
+    RELATION,
+    A,
+    X,
+    Y,
+    as_fields,
+    delete,
+    field,
+    histories,
+    insert,
+    merged,
+    tuple_data,
+    update,
+)
 
-NOTING = row_reader(RELATION, b"bbb", (0, 1, 2), (0,), notes_time=True)
-PLAIN = row_reader(RELATION, b"bbb", (0, 1, 2), (0,))
+FULL = Relation(1, "public", "t", ReplicaIdentity.FULL, ())
 B = field(b"b")
 
 
 def fold(
-    *changes: tuple[Kind, bytes], notes: bool = True, first: int = 1, overlap: bool = False
+    *changes: tuple[Kind, bytes],
+    notes: bool = True,
+    first: int = 1,
+    overlap: bool = False,
+    folding: type[Compaction] = Compaction,
+    relation: Relation = RELATION,
 ) -> list[Outcome | KeyChange]:
     """Change number n is committed at time n."""
-    compaction = Compaction(keeps_rows=False, overlap=overlap, keeps_deleted=True, notes_time=notes)
+    compaction = folding(keeps_rows=False, overlap=overlap, keeps_deleted=True, notes_time=notes)
+    reader = row_reader(relation, b"bbb", (0, 1, 2), (0,), notes_time=notes)
     for number, (kind, message) in enumerate(changes, first):
-        compaction.add(NOTING if notes else PLAIN, kind, [message], number)
+        compaction.add(reader, kind, [message], number)
     return compaction.finish()
 
 
@@ -104,8 +125,25 @@ def applied(rows: dict[bytes, Any], stretches: list[Outcome | KeyChange], notes:
     return rows
 
 
-@given(histories(), st.booleans(), st.sets(st.integers(1, 14)))
-def test_where_batches_begin_and_end_makes_no_difference(history: Any, notes: bool, borders: set[int]) -> None:
+WAYS = {
+    "unique keys": (Compaction, RELATION, histories()),
+    "keys of several relations": (SharedKeys, RELATION, histories()),
+    "keys of whole rows": (SharedKeys, FULL, histories(full=True)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(data=st.data(), notes=st.booleans(), borders=st.sets(st.integers(1, 14)))
+def test_where_batches_begin_and_end_makes_no_difference(
+    way: str, data: st.DataObject, notes: bool, borders: set[int]
+) -> None:
+    folding, relation, strategy = WAYS[way]
+    history = data.draw(strategy)
+    fold_so = partial(fold, notes=notes, folding=folding, relation=relation)
+    arrivals, reader = Arrivals(deletes=True), row_reader(relation, b"bbb", (0, 1, 2), (0,))
+    for kind, message in history[1]:
+        arrivals.check(reader, kind, message)  # no row of these takes the place of another
+        arrivals.note(reader, kind, message)
     before, changes, after = history
     mark = [NULL] if notes else []
 
@@ -115,11 +153,54 @@ def test_where_batches_begin_and_end_makes_no_difference(history: Any, notes: bo
     places = [0, *sorted(border for border in borders if border < len(changes)), len(changes)]
     found = target()
     for low, high in itertools.pairwise(places):
-        found = applied(found, fold(*changes[low:high], notes=notes, first=low + 1), notes)
+        found = applied(found, fold_so(*changes[low:high], first=low + 1), notes)
     one_by_one = target()
     for number, change in enumerate(changes, 1):
-        one_by_one = applied(one_by_one, fold(change, notes=notes, first=number), notes)
+        one_by_one = applied(one_by_one, fold_so(change, first=number), notes)
     assert found == one_by_one
     live = {key: row[:3] for key, row in found.items() if not notes or row[-1] is NULL}
     wanted = as_fields(after)
     assert live == wanted if notes else wanted.items() <= live.items()
+
+
+def whole(kind: Kind, old: tuple[bytes, bytes, bytes], new: tuple[bytes, bytes, bytes] | None = None) -> Any:
+    message = b"D" if kind is Kind.DELETE else b"U"
+    message += b"\0\0\0\1O" + tuple_data(old)
+    return kind, message if new is None else message + b"N" + tuple_data(new)
+
+
+@pytest.mark.parametrize(
+    ("deletes", "changes", "is_another"),
+    [
+        (False, [insert(b"a", b"x", b"y"), whole(Kind.UPDATE, (b"a", b"y", b"y"), (b"b", b"y", b"y"))], True),
+        (False, [insert(b"a", b"x", b"y"), whole(Kind.UPDATE, (b"a", b"x", b"y"), (b"b", b"x", b"y"))], False),
+        (False, [insert(b"a", b"x", b"y"), whole(Kind.DELETE, (b"a", b"y", b"y"))], False),
+        (True, [insert(b"a", b"x", b"y"), whole(Kind.DELETE, (b"a", b"y", b"y"))], True),
+        (True, [insert(b"a", b"x", b"y"), whole(Kind.DELETE, (b"a", b"x", b"y"))], False),
+        (
+            True,
+            [
+                insert(b"a", b"x", b"y"),
+                whole(Kind.UPDATE, (b"a", b"x", b"y"), (b"a", b"y", b"y")),
+                whole(Kind.DELETE, (b"a", b"x", b"y")),
+            ],
+            True,
+        ),
+        (
+            True,
+            [whole(Kind.UPDATE, (b"a", b"x", b"y"), (b"b", b"x", b"y")), whole(Kind.DELETE, (b"b", b"y", b"y"))],
+            True,
+        ),
+    ],
+)
+def test_a_change_of_a_row_whose_place_was_taken_is_noticed(deletes: bool, changes: Any, is_another: bool) -> None:
+    arrivals, reader = Arrivals(deletes=deletes), row_reader(FULL, b"bbb", (0, 1, 2), (0,))
+    *before, (kind, message) = changes
+    for one, other in before:
+        arrivals.check(reader, one, other)
+        arrivals.note(reader, one, other)
+    if is_another:
+        with pytest.raises(Contradiction):
+            arrivals.check(reader, kind, message)
+    else:
+        arrivals.check(reader, kind, message)

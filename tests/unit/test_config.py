@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tomllib
 from pathlib import Path
@@ -319,6 +320,17 @@ def test_a_pipeline_needs_a_target(tmp_path: Path) -> None:
         ({"tables": {"public.a": {"deleted_at": "gone"}}}, 'it needs deletes = "keep"'),
         ({"tables": {"public.a": {"columns": ["gone"], "deletes": "keep", "deleted_at": "gone"}}}, "the source fills"),
         ({"columns": "listed", "tables": {"public.a": {"deletes": "keep"}}}, "lists no columns"),
+        *(
+            ({"schema": "owned", "tables": {"public.a": one, "public.b": {**other, "to": "public.a"}}}, "go into one")
+            for one, other in itertools.permutations(
+                [
+                    {"columns": ["id"]},
+                    {"columns": ["id"], "deletes": "keep"},
+                    {"columns": ["id"], "deletes": "keep", "deleted_at": "gone"},
+                ],
+                2,
+            )
+        ),
     ],
 )
 def test_what_contradicts_itself_is_refused(tmp_path: Path, target: dict[str, object], expected: str) -> None:
