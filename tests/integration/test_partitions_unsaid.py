@@ -10,8 +10,10 @@ import asyncio
 
 import pytest
 
+from cdc.errors import TerminalError
 from cdc.service import provision, resyncing
 from cdc.target.resync_request import Request
+from tests.bootstrap import until
 from tests.conftest import MakeDatabase
 from tests.database import Database
 from tests.integration.test_partitions_move import EVENTS, events, settled
@@ -61,7 +63,9 @@ async def test_a_truncate_of_what_was_merged_is_not_forgotten_by_a_kill(events: 
         await settled(events)
 
 
-async def test_an_unlogged_partition_arrives_when_it_is_logged_and_keeps_nothing_else_out(events: Replicated) -> None:
+async def test_an_unlogged_partition_arrives_when_it_is_logged_and_keeps_nothing_else_out(
+    events: Replicated, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = events.source
     said: list[str] = []
     members = "SELECT tablename FROM pg_publication_tables ORDER BY 1"
@@ -76,8 +80,13 @@ async def test_an_unlogged_partition_arrives_when_it_is_logged_and_keeps_nothing
         assert ("events_0",) in before
         source.execute("UPDATE events SET v = 'goes on' WHERE k = 1; DELETE FROM events WHERE id = 3")
         await events.caught_up()
+        with pytest.raises(
+            TerminalError, match=r"public.events has partitions whose changes are not in the WAL \(.*_2\)"
+        ):
+            await events.resync("public.events")
         logged = "SELECT id, k, v FROM events WHERE k <> 22 ORDER BY 1, 2"
         assert events.target.fetch(logged) == source.fetch(logged)
+        assert capsys.readouterr().out.count("its rows do not arrive") == 1
         source.execute("ALTER TABLE events_2 SET LOGGED; INSERT INTO events VALUES (100, 22, 'later')")
         await settled(events)
     assert events.target.fetchval("SELECT count(*) FROM events WHERE v = 'without WAL'") == 4
@@ -100,3 +109,56 @@ async def test_a_detached_partition_that_is_published_by_itself_leaves_nothing(
     async with events.worker():
         await settled(events)
     assert events.target.fetchval("SELECT count(*) FROM events") == 40
+
+
+KEYLESS = """
+    CREATE TABLE events (id int, k int, v text) PARTITION BY RANGE (k);
+    CREATE TABLE events_0 PARTITION OF events (PRIMARY KEY (id, k)) FOR VALUES FROM (0) TO (10);
+    INSERT INTO events SELECT n, 1, 'v' FROM generate_series(1, 5) n
+"""
+
+
+async def test_a_new_partition_of_which_only_inserts_are_published_is_told_until_its_updates_are(
+    source: Database, make_target: MakeDatabase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has a key, so that its rows could be told; but its root has none, and is published accordingly."""
+    source.execute(KEYLESS)
+    events = Replicated(source, make_target())
+    events.settings["worker"]["partition_interval_s"] = 0.1
+    await events.load()
+    out: list[str] = []
+
+    def said(part: str) -> bool:
+        out.append(capsys.readouterr().out)
+        return part in "".join(out)
+
+    told: list[str] = []
+    async with events.worker():
+        source.execute(
+            "CREATE TABLE events_1 PARTITION OF events (PRIMARY KEY (id, k)) FOR VALUES FROM (10) TO (20);"
+            "INSERT INTO events VALUES (1, 11, 'v'), (2, 11, 'v')"
+        )
+        source.execute("UPDATE events SET v = 'new'; DELETE FROM events WHERE id = 2 AND k = 11")
+        await until(lambda: said("only inserts and TRUNCATE of a new partition are published"))
+        assert said("partition=public.events_1")
+        assert said("cdc setup, then cdc resync public.events")
+        # One that brings rows cannot be read before.
+        source.execute(
+            "CREATE TABLE events_2 (LIKE events, PRIMARY KEY (id, k)); INSERT INTO events_2 VALUES (1, 21, 'old');"
+            "ALTER TABLE events ATTACH PARTITION events_2 FOR VALUES FROM (20) TO (30)"
+        )
+        await until(lambda: events.state("events") == "stopped")
+        ((reason, mend),) = events.target.fetch("SELECT reason, mend FROM cdc.target_table")
+        assert "does not publish public.events in full: run `cdc setup`" in reason
+        assert mend == "cdc setup && cdc resync public.events --target warehouse"
+        await provision.setup(events.config, told.append)
+        assert [
+            name for name in ("events", "events_0", "events_1") if f"deletes of public.{name} are" in str(told)
+        ] == ["events_1"]
+        assert "cdc resync public.events" in str(told)
+        await events.resync("public.events")
+        source.execute("UPDATE events SET v = 'newest'; DELETE FROM events WHERE id = 1 AND k = 21")
+        await settled(events)
+    told.clear()
+    await provision.setup(events.config, told.append)
+    assert not any("are published from now on" in one for one in told)
