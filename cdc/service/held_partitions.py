@@ -24,7 +24,9 @@ class HeldPartitions:
     def __init__(self, session: Session, key: str, held: dict[str, HeldLeaves]) -> None:
         self._session = session
         self._key = key
+        self._unwritten: dict[tuple[str, int], HeldLeaf] = {}
         self._uncommitted: set[tuple[str, int]] = set()
+        self._met: dict[tuple[str, int], HeldLeaf] = {}
         self.held = held
 
     @property
@@ -44,10 +46,11 @@ class HeldPartitions:
                 return Place(leaf.described, state.source_oid, state.source_schema, state.source_table)
         return None
 
-    async def join(self, relation: Relation) -> bool:
-        """A leaf's rows are about to be written into the table of its root: record it, where it brought none with it.
+    def join(self, relation: Relation) -> bool:
+        """A leaf's rows are about to be written into the table of its root: it is held, where it brought none with it.
 
-        False: it was attached, perhaps with rows that were never streamed, which are not here yet.
+        `record` writes that down together with the rows. False: it was attached, perhaps with rows that were never
+        streamed, which are not here yet.
         """
         leaf, table = relation.leaf, relation.qualified_name
         if leaf is None:
@@ -58,17 +61,26 @@ class HeldPartitions:
         if not leaf.is_born:
             return False
         found = partition_record.held(leaf, partition_record.NOT_ASKED)
-        if self._session.connection.is_in_transaction():
-            self._uncommitted.add((table, leaf.oid))
-        await partition_record.add(self._session, self._key, split(table), [found])
+        self._unwritten[table, leaf.oid] = self._met[table, leaf.oid] = found
         self.held.setdefault(table, {})[leaf.oid] = found
         return True
 
+    async def record(self) -> None:
+        """Write down, in the transaction that is open, which leaves have joined."""
+        while self._unwritten:
+            (table, oid), leaf = next(iter(self._unwritten.items()))
+            await partition_record.add(self._session, self._key, split(table), [leaf])
+            self._uncommitted.add((table, oid))
+            del self._unwritten[table, oid]
+
     def rolled_back(self) -> set[str]:
         """The transaction that is open was rolled back: the tables of which something is not recorded any more."""
-        undone, self._uncommitted = self._uncommitted, set()
+        undone = self._uncommitted.union(self._unwritten)
+        self._uncommitted.clear()
+        self._unwritten.clear()
         for table, oid in undone:
             self.held.get(table, {}).pop(oid, None)
+            self._met.pop((table, oid), None)
         return {table for table, _ in undone}
 
     def committed(self) -> None:
@@ -76,9 +88,18 @@ class HeldPartitions:
         self._uncommitted.clear()
 
     async def write(self, table: str, leaves: Iterable[HeldLeaf]) -> None:
-        """Record that a table holds these leaves and no others, in the transaction that is open; then `follow`."""
-        await partition_record.write(self._session, self._key, split(table), leaves)
+        """Record that a table holds these leaves and no others, in the transaction that is open; then `follow`.
+
+        ``leaves`` were read from the source some time ago. One that the stream has brought since stays.
+        """
+        await partition_record.write(self._session, self._key, split(table), self._with_met(table, leaves).values())
 
     def follow(self, table: str, leaves: Iterable[HeldLeaf]) -> None:
         """What was written is durable."""
-        self.held[table] = {leaf.oid: leaf for leaf in leaves}
+        self.held[table] = self._with_met(table, leaves)
+        # The next time the source has been asked since they came: one that it does not name any more is gone.
+        self._met = {key: leaf for key, leaf in self._met.items() if key[0] != table}
+
+    def _with_met(self, table: str, leaves: Iterable[HeldLeaf]) -> HeldLeaves:
+        met = {oid: leaf for (of, oid), leaf in self._met.items() if of == table}
+        return met | {leaf.oid: leaf for leaf in leaves}

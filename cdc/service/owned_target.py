@@ -161,6 +161,7 @@ class OwnedTarget:
                     with target_errors("beginning a transaction", self._session.where):
                         await connection.execute("BEGIN")
                     has_begun = True
+                await self.planning.partitions.record()
                 # Most of the time no table differs from its target, which holds nothing of what it is given.
                 holds = self._holds if self.positions.tables else None
                 done += await self._applier.apply(parts, plans, holds)

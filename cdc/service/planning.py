@@ -174,7 +174,7 @@ class Planning:
                 )
             return
         try:
-            if await self.partitions.join(found):
+            if self.partitions.join(found):
                 made = await self._make(found)
             else:
                 made = await self._make_before_read(found)

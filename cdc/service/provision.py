@@ -84,17 +84,18 @@ async def _set_up_source(config: Config, source: Connection, tables: Sequence[ca
     await heartbeat.ensure(source, config.pipeline)
     say(f"source: the heartbeat of pipeline {config.pipeline} {'is created' if is_first else 'was there'}")
     if config.source.manage_publications:
+        before = await publication.read_published(source, names)
         done = await publication.ensure(source, config.source.publication, tables)
         for statement in done:
             say(f"source: {statement}")
-        insert_only = existing.get(config.source.insert_only_publication)
-        members = {f"{schema}.{table}" for schema, table in insert_only.tables} if insert_only is not None else set()
+        now = await publication.read_published(source, names)
         for table in tables:
-            if table.name in members and table.usable_identity:
-                say(
-                    f"source: updates and deletes of {table.name} are published from now on; those of before are not "
-                    f"in the targets: cdc resync {table.name}"
-                )
+            for name in (table.name, *(leaf.name for leaf in table.leaves)):
+                if "update" in now.get(name, ()) and "update" not in before.get(name, now[name]):
+                    say(
+                        f"source: updates and deletes of {name} are published from now on; those of before are not "
+                        f"in the targets: cdc resync {table.name}"
+                    )
         if not done:
             say(f"source: the publications {' and '.join(names)} were up to date")
 

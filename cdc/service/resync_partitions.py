@@ -83,22 +83,40 @@ async def ask(
     return asked, new
 
 
-async def record(owned: OwnedTarget, source: SourceTable) -> None:
-    """Record the leaves of a table, between two batches, unless one brought rows or took some along."""
+async def record(owned: OwnedTarget, source: SourceTable) -> list[SourceLeaf]:
+    """Record the leaves of a table, between two batches, unless one brought rows or took some along.
+
+    Returns those that are new (`hold`).
+    """
     held = owned.planning.partitions.held.get(source.name)
     moves = compare(source.leaves, held or {})
-    if held is None or not (moves.attached or moves.gone):
-        await hold(owned, source)
+    return await hold(owned, source) if held is None or not (moves.attached or moves.gone) else []
 
 
-async def hold(owned: OwnedTarget, source: SourceTable) -> None:
-    """Record that the target holds the leaves of a table as they are now, and no others; durable when it returns."""
+async def hold(owned: OwnedTarget, source: SourceTable) -> list[SourceLeaf]:
+    """Record that the target holds the leaves of a table as they are now, and no others; durable when it returns.
+
+    Returns those that it did not hold, or only as the stream had brought them.
+    """
+    before = owned.planning.partitions.held.get(source.name, {})
+    new = [one for one in source.leaves if (known := before.get(one.leaf.oid)) is None or known.bound == NOT_ASKED]
     route = owned.planning.route_of(source.name)
     assert route is not None  # it was loaded
     leaves = held_all((one for one in source.leaves if one.is_publishable), route)
     async with owned.fenced():
         await owned.planning.partitions.write(source.name, leaves)
     owned.planning.partitions.follow(source.name, leaves)
+    owned.planning.replan([source.name])
+    return new
+
+
+def unsent(leaves: Iterable[SourceLeaf], published: Mapping[str, frozenset[str]]) -> list[str]:
+    """Those of the leaves that could publish updates and do not: nothing that the stream brings of them says so."""
+    return [
+        one.name
+        for one in leaves
+        if one.usable_identity and one.name in published and "update" not in published[one.name]
+    ]
 
 
 async def are_empty(connection: Connection, leaves: Iterable[SourceLeaf]) -> bool:

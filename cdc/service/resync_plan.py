@@ -26,6 +26,7 @@ from cdc.source.publication import operations_of, read_published
 from cdc.source.published import read_published_tables
 from cdc.target.catalog import TargetTable, read_table
 from cdc.target.merge import ResyncTables, fixed_columns
+from cdc.target.remedies import resync_command
 from cdc.target.schema import NewTable, new_table
 from cdc.target.session import Session, target_errors
 from cdc.target.table_plan import plan_table
@@ -76,18 +77,27 @@ def route_for(config: Config, target: str, source: TableName) -> Route:
     return route
 
 
-async def read_source(connection: Connection, config: Config, route: Route) -> SourceTable:
+async def read_source(connection: Connection, config: Config, target: str, route: Route) -> SourceTable:
     """The table at the source. Raises `SetupError` when it is not there, or not published as it has to be."""
     tables = await read_published_tables(connection, config.source, [route.source_name])
     found = {table.name: table for table in tables}
     source = found.get(route.source_name)
-    if source is None or not source.is_publishable:
-        raise SetupError(f"the source has no table {route.source_name} that can be replicated")
+    if source is None:
+        raise SetupError(f"the source has no table {route.source_name}")
+    if not source.is_publishable:
+        raise SetupError(f"{source.name} {source.why_not}; it cannot be replicated")
     published = await read_published(connection, config.source.publication_names)
     operations = operations_of(published, source) or frozenset()
     wanted = {"insert", "update", "delete"} if source.usable_identity else {"insert"}
     if not wanted <= operations:
-        raise SetupError(f"the source does not publish {route.source_name} in full: run `cdc setup`")
+        if not config.source.manage_publications:
+            raise SetupError(
+                f"the source does not publish {source.name} in full: whoever manages its publications has to add that"
+            )
+        raise SetupError(
+            f"the source does not publish {source.name} in full: run `cdc setup`, and then this again",
+            sql=f"cdc setup && {resync_command(source.name, target)}",
+        )
     return source
 
 

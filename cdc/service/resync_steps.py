@@ -72,7 +72,7 @@ class Errand:
         Raises `SetupError` or `TableStopped` for what only a person can mend.
         """
         route = route_for(self.config, self.target, request.source)
-        source = await read_source(self.connection, self.config, route)
+        source = await read_source(self.connection, self.config, self.target, route)
         return await look(
             self.connection,
             self.session,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -37,7 +37,7 @@ from cdc.service.tracking import ChunkLost, Tracking
 from cdc.source import publication
 from cdc.source.catalog import SourceTable, read_tables
 from cdc.source.chunks import current_snapshot
-from cdc.source.connection import connect
+from cdc.source.connection import Connection, connect
 from cdc.source.partitions import SourceLeaf
 from cdc.source.visibility import current_xid, wait_until_visible
 from cdc.target import resync_request as requests
@@ -86,6 +86,7 @@ class Resyncing:
         self.most_rows = CHUNK_ROWS[1]
         self.partitions: Mapping[int, tuple[SourceLeaf, ...]] = {}
         self._anew: dict[int, int] = {}
+        self._unlogged: set[int] = set()
         self._delivery = delivery
         self._is_idle = is_idle
         self._config = config
@@ -132,6 +133,7 @@ class Resyncing:
         waiting = [table for table, stop in self._delivery.stops.items() if stop.is_held]
 
         async def ask(owned: OwnedTarget) -> tuple[list[str], list[str]]:
+            self._tell_unlogged(owned)
             return await resync_partitions.ask(owned, self._key, self.partitions, waiting)
 
         asked, new = await self._delivery.between_batches(ask)
@@ -142,9 +144,37 @@ class Resyncing:
             async with await connect(
                 source.dsn.get_secret_value(), application_name=f"{source.application_name} resync"
             ) as connection:
-                sources = await read_tables(connection, new)
-            for found in sources:
-                await self._delivery.between_batches(partial(resync_partitions.record, source=found))
+                for found in await read_tables(connection, new):
+                    record = partial(resync_partitions.record, source=found)
+                    await self._tell_unsent(connection, found, await self._delivery.between_batches(record))
+
+    async def _tell_unsent(self, connection: Connection, table: SourceTable, new: Sequence[SourceLeaf]) -> None:
+        source = self._config.source
+        published = await publication.read_published(connection, source.publication_names) if new else {}
+        for name in resync_partitions.unsent(new, published):
+            _log.warning(
+                "only inserts and TRUNCATE of a new partition are published; its updates and deletes do not arrive",
+                target=self._target,
+                table=table.name,
+                partition=name,
+                mend=f"{'cdc setup' if source.manage_publications else 'publish them'}, then cdc resync {table.name}",
+            )
+
+    def _tell_unlogged(self, owned: OwnedTarget) -> None:
+        """Say, once, which partitions hold rows that reach no target."""
+        for oid, leaves in self.partitions.items():
+            out = {one.leaf.oid: one.name for one in leaves if not one.is_publishable}
+            for leaf, name in out.items():
+                if owned.planning.name_of(oid) is not None and leaf not in self._unlogged:
+                    self._unlogged.add(leaf)
+                    _log.warning(
+                        "the changes of a partition are not in the WAL (unlogged or foreign): its rows do not arrive",
+                        target=self._target,
+                        table=owned.planning.name_of(oid),
+                        partition=name,
+                        mend="ALTER TABLE … SET LOGGED; it is read by itself then",
+                    )
+            self._unlogged -= {one.leaf.oid for one in leaves} - out.keys()
 
     async def _failed(self, request: Request | None, error: CdcError, backoff: Backoff) -> float:
         """Say what went wrong; what cannot pass ends the request."""
@@ -215,7 +245,7 @@ class Resyncing:
         """Choose the way and begin; what it returns is to be served on."""
         session = errand.session
         route = resync_plan.route_for(self._config, self._target, request.source)
-        source = await resync_plan.read_source(errand.connection, self._config, route)
+        source = await resync_plan.read_source(errand.connection, self._config, self._target, route)
         await prepare_table(errand, route, source)
         await self._look_again(errand, source)
         if request.partitions_only:
@@ -266,7 +296,8 @@ class Resyncing:
         held = await errand.do(lambda owned: _held(owned, request.table))
         moves = resync_partitions.compare(source.leaves, held)
         if not moves.gone and await resync_partitions.are_empty(errand.connection, moves.attached):
-            await errand.do(lambda owned: resync_partitions.hold(owned, source))
+            new = await errand.do(lambda owned: resync_partitions.hold(owned, source))
+            await self._tell_unsent(errand.connection, source, new)
             return None
         within = moves.condition
         if not (self._config.source.manage_publications and source.passes_identity_on):

@@ -264,4 +264,4 @@ async def with_types_of_now(connection: Connection, relation: Relation) -> Relat
     columns = tuple(
         Column(column.name, types.get(column.type, column.type), column.is_key) for column in relation.columns
     )
-    return Relation(relation.oid, relation.schema, relation.name, relation.replica_identity, columns)
+    return replace(relation, columns=columns)

@@ -3,7 +3,8 @@
 -- wrote the rows of pg_inherits on the way to the root. is_born: each table on that way was created as a partition, in one
 -- statement (ATTACH writes the descriptions of all columns anew, CREATE TABLE … PARTITION OF leaves one as it was made).
 -- bound: a condition for exactly the rows of this leaf that another server understands alike; not for hash partitions,
--- default partitions (it changes with their siblings) and ranges of types that servers may order differently.
+-- default partitions (it changes with their siblings), ranges of types that servers may order differently, and lists by
+-- an expression or by a collation that has other texts equal.
 -- Bounds and sizes only with %(is_measured)s: asking for them waits for DDL that is running on the leaf.
 -- key_is_global: the key has every column that the tables on that way are partitioned by, and no expression is among these.
 WITH RECURSIVE tree (root, relid, attachment, is_born, is_bounded, parts) AS (
@@ -18,7 +19,11 @@ WITH RECURSIVE tree (root, relid, attachment, is_born, is_bounded, parts) AS (
                 WHERE made.attrelid = i.inhrelid AND made.attnum = -1 AND made.xmin::text = i.xmin::text
                   AND a.xmin::text = made.xmin::text AND a.cmin::text = made.cmin::text),
            t.is_bounded AND p.partstrat IN ('l', 'r') AND p.partdefid <> i.inhrelid
-               AND (p.partstrat = 'l'
+               AND ((p.partstrat = 'l'
+                     AND NOT 0 = ANY (p.partattrs::int2[])
+                     AND NOT EXISTS (SELECT
+                                       FROM pg_catalog.pg_collation l
+                                      WHERE l.oid = ANY (p.partcollation::oid[]) AND NOT l.collisdeterministic))
                     OR (NOT EXISTS (SELECT FROM unnest(p.partcollation::oid[]) AS k (collation_oid) WHERE k.collation_oid <> 0)
                         AND NOT EXISTS (
                             SELECT

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import pytest
 
+from cdc.config import SourceConfig
 from cdc.errors import SetupError
+from cdc.source.connection import connect
+from cdc.source.published import read_published_tables
 from tests.conftest import MakeDatabase
 from tests.database import Database
 from tests.pipeline import Pipeline, follow, owned
@@ -123,6 +126,36 @@ async def test_different_column_lists_of_one_table_are_refused_before_the_stream
         status, output = await pipeline.cdc("check")
         assert status == 1
         assert "send different columns of public.t" in output
+
+
+async def test_a_partition_that_is_sent_in_part_is_refused_where_its_table_is_copied_as_a_whole(
+    source: Database, make_target: MakeDatabase
+) -> None:
+    if version(source) < 150000:
+        return
+    source.execute(
+        "CREATE TABLE events (id int, k int, v text, PRIMARY KEY (id, k)) PARTITION BY RANGE (k);"
+        "CREATE TABLE events_0 PARTITION OF events FOR VALUES FROM (0) TO (10);"
+        "CREATE TABLE events_1 PARTITION OF events FOR VALUES FROM (10) TO (20);"
+        "CREATE PUBLICATION filter FOR TABLE events_0 WHERE (id < 5), events_1;"
+        "CREATE PUBLICATION list FOR TABLE events_0, events_1 (id, k);"
+        "CREATE PUBLICATION root FOR TABLE events (id, k) WHERE (id < 5) WITH (publish_via_partition_root = true);"
+    )
+    for publication, leaf in (("filter", "events_0"), ("list", "events_1"), ("root", None)):
+        settings = SourceConfig.model_validate(
+            {"dsn": source.dsn, "slot": "s", "manage_publications": False, "publications": [publication]}
+        )
+        async with await connect(source.dsn, application_name="tests") as connection:
+            if leaf is None:
+                (table,) = await read_published_tables(connection, settings, ["public.events"])
+                assert "id < 5" in str(table.row_filter)
+                assert len(table.relation.columns) == 2
+                continue
+            refused = f"leave out rows or columns of public.{leaf}, a partition of public.events, which is copied as"
+            with pytest.raises(SetupError, match=refused):
+                await read_published_tables(connection, settings, ["public.events"])
+            # By itself it is taken as it is sent.
+            await read_published_tables(connection, settings, [f"public.{leaf}"])
 
 
 async def test_column_lists_that_begin_to_differ_end_the_stream_with_a_sentence(

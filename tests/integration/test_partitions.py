@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import psycopg
 import pytest
 
 from cdc.errors import BatchRejected, ReadAgain
 from cdc.routing.route import Route
 from cdc.source.connection import connect
 from cdc.source.partitions import read_leaves
+from tests.database import Database
 from tests.integration.replica import MakeReplica, Replica, make_replica  # noqa: F401  (a fixture)
 
 ROOT = """
@@ -121,6 +125,29 @@ async def test_a_truncate_of_a_leaf_of_before_later_partitions_spares_their_rows
     source.execute("INSERT INTO events VALUES (1, '2026-05-05', 'a', 'stays')")
     with pytest.raises(ReadAgain):
         await replica.deliver()
+
+
+async def test_lists_that_another_server_reads_otherwise_tell_no_rows(source: Database) -> None:
+    """By an expression, whose function need not be there, or by a collation that has other texts equal."""
+    source.execute(
+        "CREATE TABLE plain (k text) PARTITION BY LIST (k);"
+        "CREATE TABLE plain_a PARTITION OF plain FOR VALUES IN ('a');"
+        "CREATE TABLE computed (k text) PARTITION BY LIST (lower(k));"
+        "CREATE TABLE computed_a PARTITION OF computed FOR VALUES IN ('a');"
+    )
+    roots = ["plain", "computed"]
+    with contextlib.suppress(psycopg.errors.FeatureNotSupported):  # a server without ICU
+        source.execute("CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
+        roots.append("loose")
+        source.execute(
+            "CREATE TABLE loose (k text COLLATE ci) PARTITION BY LIST (k);"
+            "CREATE TABLE loose_a PARTITION OF loose FOR VALUES IN ('a')"
+        )
+    oids = {source.fetchval("SELECT %s::regclass::oid::int", name): name for name in roots}
+    async with await connect(source.dsn, application_name="tests") as connection:
+        found = await read_leaves(connection, oids)
+    told = {oids[root]: leaf.bound is not None for root, (leaf,) in found.items()}
+    assert told == {name: name == "plain" for name in roots}
 
 
 async def test_hash_partitions(make_replica: MakeReplica) -> None:  # noqa: F811

@@ -96,6 +96,11 @@ async def test_columns_keys_and_foreign_keys_are_described_by_name(make_target: 
     await session.connection.execute("INSERT INTO public.parent VALUES (1)")
     assert await tables_with_rows(session.connection, names[:2]) == {("public", "parent")}
     assert await tables_with_rows(session.connection, []) == frozenset()
+    # Names that the query uses, or might.
+    target.execute("CREATE TABLE c (relkind int, oid int); INSERT INTO c VALUES (1, 1)")
+    target.execute('CREATE TABLE "cdc_is" (relkind int, oid int) PARTITION BY LIST (oid)')
+    named = [("public", "c"), ("public", "cdc_is")]
+    assert await tables_with_rows(session.connection, named) == {("public", "c")}
     types = await types_by_name(session.connection, [("sch-ema", "Mood"), ("public", "nothing")])
     assert [type_.sql for type_ in types.values()] == ['"sch-ema"."Mood"']
     await session.close()
