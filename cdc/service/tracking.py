@@ -243,7 +243,12 @@ class Tracking:
 def key_form(shape: TableShape) -> str:
     """In which columns and types the fields of a key come: what has the same form can be compared."""
     columns = (shape.columns[place] for place in shape.key)
-    return json.dumps([(column.name, column.stage_type, column.key_cast) for column in columns])
+    return json.dumps(
+        [
+            (column.name, column.stage_type, column.key_cast, *(() if column.read_as is None else (column.read_as,)))
+            for column in columns
+        ]
+    )
 
 
 def _retrieved(result: asyncio.Future[Result]) -> None:

@@ -166,6 +166,10 @@ class Applier:
         """
         replanned: set[tuple[str, str]] = set()
         self._lookup.forget()
+        routed = self._route(work, plans, holds)
+        if any(plan.names_objects for one in routed for plan in one.plans.values()):
+            # Before anything is written: otherwise the whole batch would be applied, rolled back and applied again.
+            await self._lookup.learn(routed, self._target)
         while True:
             routed = self._route(work, plans, holds)
             if not routed:
@@ -178,7 +182,10 @@ class Applier:
                 await self._flip(format_changed, routed)
             except UnknownObjects:
                 await self._roll_back()
-                await self._lookup.learn(routed, self._target)
+                if not await self._lookup.learn(routed, self._target):
+                    raise ProtocolError(
+                        "a value names an object that cannot be looked up. Start the worker again."
+                    ) from None
             except ValueRefused as refused:
                 await self._roll_back()
                 raise value_verdict(refused, *first_refused(refused, routed), self._target) from None

@@ -91,7 +91,7 @@ class TargetTable:
     ``privileges`` are those of SELECT, INSERT, UPDATE, DELETE and TRUNCATE that our role has on the whole table.
     ``row_security`` is true when policies would hide rows from ``role``, which is ours.
     ``foreign_keys`` start here, ``referenced_by`` point here. ``can_defer`` is true when a constraint of any kind that
-    concerns it can be deferred.
+    concerns it can be deferred. ``lacks_infinity``: an ``interval`` of its server cannot be infinite (older than 17).
     """
 
     schema: str
@@ -107,6 +107,7 @@ class TargetTable:
     triggers: tuple[Trigger, ...] = ()
     can_defer: bool = False
     role: str = ""
+    lacks_infinity: bool = False
 
     @property
     def qualified_name(self) -> str:
@@ -165,6 +166,7 @@ async def read_tables(
             triggers=tuple(Trigger(t["name"], t["enabled"], t["is_rule"]) for t in triggers if t["table_oid"] == oid),
             role=row["role"],
             can_defer=row["can_defer"],
+            lacks_infinity=row["lacks_infinity"],
         )
         found[table.schema, table.name] = table
     return found

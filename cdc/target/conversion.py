@@ -9,11 +9,11 @@ without its modifier, and the assignment to the column applies that.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from cdc.changes.relation import DataType
-from cdc.changes.translation import ObjectOids, Translate, Unlike, has_structure, translation
+from cdc.changes.translation import ObjectOids, Translate, Unlike, has_structure, names_objects, translation
 from cdc.changes.translation import as_text as value_as_text
 from cdc.changes.unreadable import AS_TEXT
 from cdc.identifiers import quote, quote_qualified
@@ -81,12 +81,15 @@ class Conversion:
     ``stage_type`` is what its staging column is, as SQL. ``cast`` is the type to cast to on the way from there, `None`
     where an assignment alone does it. ``is_direct`` says that COPY may write into the target column itself.
     ``translate`` makes the target's bytes of the source's before they are staged; `None` where they are the same.
+    ``read_as`` is the type as which a staged text is read first, the source's: what it then becomes is what an
+    assignment makes of the value (``12.5`` is no integer as a text, and 12 or 13 as a number).
     """
 
     stage_type: str
     cast: str | None
     is_direct: bool
     translate: Translate | None = None
+    read_as: str | None = None
 
 
 def conversion(
@@ -96,17 +99,26 @@ def conversion(
     as_text: bool,
     objects: ObjectOids | None = None,
     thorough: bool = False,
+    lacks_infinity: bool = False,
 ) -> Conversion | None:
     """How values of ``source`` get into a column of ``target``; `None` when there is no way known.
 
     ``as_text`` says that they come as text, because the source's type has no binary format. ``objects`` is where a
-    translation finds the oids of objects, ``thorough`` asks it to look into values that it need not.
+    translation finds the oids of objects, ``thorough`` asks it to look into values that it need not. With
+    ``lacks_infinity`` the target's server has no infinite intervals.
 
     Raises `Unlike` where both are of the same kind, and what they are made of does not fit.
     """
     if as_text:
         check_text(source, target)
         is_string = _name(target) in _STRINGS
+        if _is_read_first(source.plain, target.plain):
+            way = conversion(source, target, as_text=False)
+            if way is None:
+                return None
+            if not way.is_direct:
+                read_as = way.read_as if way.stage_type == _TEXT else way.stage_type
+                return Conversion(_TEXT, way.cast, is_direct=False, read_as=read_as)
         return Conversion(_TEXT, None if is_string else _base_name(target), is_direct=is_string)
     if source.plain.is_builtin and source.plain.name in AS_TEXT and _name(source.plain) == _name(target.plain):
         return Conversion(_TEXT, _base_name(target), False, partial(value_as_text, source.plain.name))
@@ -115,7 +127,7 @@ def conversion(
             translate = translation(source, target, objects or ObjectOids(), thorough=thorough)
             return Conversion(_base_name(target.plain), None, is_direct=True, translate=translate)
         except Unlike:
-            if source.plain.kind not in ("a", "b"):
+            if source.plain.kind not in ("a", "b") or _name(source.plain) == _name(target.plain):
                 raise
     # A domain may refuse NULLs, which staged rows have in columns that they do not speak of: its base is staged.
     plain = source.plain
@@ -131,10 +143,30 @@ def conversion(
     if not _is_assignable(plain, target.plain):
         return None
     if plain.is_builtin and plain.name in AS_TEXT:
-        return Conversion(_TEXT, _base_name(plain), False, partial(value_as_text, plain.name))
+        # The text that is made here is not the one that PostgreSQL prints: that comes of reading it first.
+        return Conversion(_TEXT, None, False, partial(value_as_text, plain.name), read_as=_base_name(plain))
     # They are staged as values of the source's type, which mean something else here.
-    translate = translation(plain, plain, objects or ObjectOids()) if has_structure(plain) else None
+    translate = None
+    if has_structure(plain):
+        translate = translation(plain, _as_there(plain, lacks_infinity), objects or ObjectOids())
     return Conversion(_base_name(plain), None, is_direct=False, translate=translate)
+
+
+def _as_there(data_type: DataType, lacks_infinity: bool) -> DataType:
+    """A built-in type of the source as the target has it."""
+    element = None if data_type.element is None else _as_there(data_type.element, lacks_infinity)
+    return replace(data_type, element=element, lacks_infinity=lacks_infinity and data_type.name == "interval")
+
+
+def _is_read_first(source: DataType, target: DataType) -> bool:
+    """Whether a text means another value to the target's type than to the source's, so that it is read as that first.
+
+    The texts of reg* types and of those without a binary format stay what they are: read here, they would have to name
+    what exists here.
+    """
+    if not source.is_builtin or _same_format(source, target) or _name(source) in _STRINGS:
+        return False
+    return not names_objects(source) and not source.holds(lambda one: not one.has_binary)
 
 
 def check_text(source: DataType, target: DataType) -> None:
@@ -163,6 +195,8 @@ def fits_exactly(source: DataType, target: DataType) -> bool:
         return True
     if _name(source) != _name(target):
         return False
+    if "d" in (source.kind, target.kind):
+        return fits_exactly(source.plain, target.plain)
     if source.sql == target.sql:
         return True
     if target.name in ("interval", "_interval"):

@@ -378,7 +378,7 @@ def _live(shape: TableShape) -> list[str]:
 def _fixed(shape: TableShape, unchanged: Collection[int]) -> list[str]:
     """Conditions: the columns that an UPDATE may not change have the staged value."""
     return [
-        f"t.{quote(column.name)} {column.equals} s.new_{place + 1}"
+        f"t.{quote(column.name)} {column.equals} {column.compared(f's.new_{place + 1}')}"
         for place, column in enumerate(shape.columns)
         if column.is_written and not column.is_updatable and place not in shape.key and place not in unchanged
     ]
@@ -393,11 +393,12 @@ def _assignments(shape: TableShape, places: Sequence[int]) -> str:
 
 
 def _value(column: PlanColumn, place: int) -> str:
-    value = f"s.new_{place + 1}"
+    value = column.read(f"s.new_{place + 1}")
     return value if column.cast is None else f"CAST({value} AS {column.cast})"
 
 
 def _as_stored(column: PlanColumn, value: str) -> str:
+    value = column.read(value)
     return value if column.match_cast is None else f"CAST({value} AS {column.match_cast})"
 
 
@@ -410,9 +411,7 @@ def _same_key(shape: TableShape, version: str, *, by_bytes: bool = False) -> str
     conditions = []
     for place in shape.key:
         column = shape.columns[place]
-        value = f"s.{version}_{place + 1}"
-        if column.key_cast is not None:
-            value = f"CAST({value} AS {column.key_cast})"
+        value = column.compared(f"s.{version}_{place + 1}")
         if place in shape.loose and (by_bytes or not shape.key_is_unique):
             ours, theirs = f"CAST(t.{quote(column.name)} AS text)", f"CAST({value} AS text)"
             conditions.append(f'{ours} COLLATE "C" = {theirs} COLLATE "C"')

@@ -108,19 +108,17 @@ class ResyncTables:
         conditions = []
         for number, place in enumerate(self.shape.key, 1):
             column = self.shape.columns[place]
-            value = f"{key}.{prefix}_{number}"
-            if column.key_cast is not None:
-                value = f"CAST({value} AS {column.key_cast})"
+            value = column.compared(f"{key}.{prefix}_{number}")
             conditions.append(f"{row}.{quote(column.name)} {column.equals} {value}")
         return " AND ".join(conditions)
 
     def within(self, *, has_lower: bool, has_upper: bool) -> str:
         """The row ``t`` is in the chunk's range."""
         ours = f"({', '.join(f't.{quote(self.shape.columns[place].name)}' for place in self.order)})"
-        casts = []
-        for place, key in zip(self.order, self.ordered_keys, strict=True):
-            cast = self.shape.columns[place].key_cast
-            casts.append(f"b.{key}" if cast is None else f"CAST(b.{key} AS {cast})")
+        casts = [
+            self.shape.columns[place].compared(f"b.{key}")
+            for place, key in zip(self.order, self.ordered_keys, strict=True)
+        ]
         bound = f"SELECT {', '.join(casts)} FROM {self.bound} AS b WHERE"
         conditions = ["true" if self.only is None else f"({self.only})"]
         if has_lower:

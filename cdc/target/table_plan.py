@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from cdc.changes.relation import DataType, Relation, ReplicaIdentity
 from cdc.changes.row_reader import RowReader, row_reader
-from cdc.changes.translation import ObjectOids, Translate, Unlike
+from cdc.changes.translation import ObjectOids, Translate, Unlike, names_objects, translation
 from cdc.errors import TableStopped
 from cdc.identifiers import quote, quote_qualified
 from cdc.pgoutput.tuples import BINARY, TEXT
@@ -43,6 +43,8 @@ class TablePlan:
 
     ``is_shared`` says that other relations are routed to the same table, ``version`` which state of the table it was
     made for (cdc.target.table_version). ``differing`` are the columns whose types differ, each with both, for messages.
+    ``names_objects``: values that travel name objects, which are looked up first (cdc.target.object_oids).
+    ``key_objects`` reads those columns of them by which rows are found; `None` where there are none.
     """
 
     relation: Relation
@@ -52,6 +54,8 @@ class TablePlan:
     is_shared: bool = False
     version: str = ""
     differing: tuple[str, ...] = ()
+    names_objects: bool = False
+    key_objects: RowReader | None = None
 
     @property
     def source_table(self) -> str:
@@ -84,8 +88,7 @@ def plan_table(
         triggers_disabled: Whether foreign keys and triggers do not fire in our session.
         is_shared: Whether other relations are routed to the same table.
         flipped: Columns of the relation, by index, whose values come in the other format than their type's send
-        function
-            suggests: all of them in a stream of text values (hazard 25).
+            function suggests: all of them in a stream of text values (hazard 25).
         overlap: Whether the table may hold changes already that are streamed over it: it was restored from a backup and
             its target is not cut over yet.
         objects: Where the oids of objects in values of reg* types are found.
@@ -160,7 +163,26 @@ def plan_table(
     reader = row_reader(
         relation, wire, projection.indices, shape.key, translations, notes_time=shape.deleted_at is not None
     )
-    return TablePlan(relation, route, shape, reader, is_shared, differing=_differing(relation, found, projection))
+    named = [place for place in translations if names_objects(relation.columns[projection.indices[place]].type)]
+    known_by = [projection.indices[place] for place in named if shape.matches_whole_row or place in shape.key]
+    return TablePlan(
+        relation,
+        route,
+        shape,
+        reader,
+        is_shared,
+        differing=_differing(relation, found, projection),
+        names_objects=bool(named),
+        key_objects=_objects_reader(relation, wire, known_by, planner.objects) if known_by else None,
+    )
+
+
+def _objects_reader(relation: Relation, wire: bytes, indices: Sequence[int], objects: ObjectOids) -> RowReader:
+    """A reader of these columns alone, which asks for the objects that their values name."""
+    types = [relation.columns[index].type for index in indices]
+    found = {place: translation(one, one, objects) for place, one in enumerate(types)}
+    asking = {place: translate for place, translate in found.items() if translate is not None}
+    return row_reader(relation, wire, tuple(indices), (), asking)
 
 
 def _differing(relation: Relation, table: TargetTable, projection: Projection) -> tuple[str, ...]:
@@ -342,7 +364,9 @@ class _Planner:
         for index, name in zip(projection.indices, projection.target_columns, strict=True):
             column = table.column(name)
             assert column is not None  # the projection holds columns of the table only
-            planned, direct, translate = self._column(self.relation.columns[index].type, column, as_text[index])
+            planned, direct, translate = self._column(
+                self.relation.columns[index].type, column, as_text[index], table.lacks_infinity
+            )
             if translate is not None:
                 translations[len(columns)] = translate
             columns.append(planned)
@@ -350,9 +374,14 @@ class _Planner:
         return tuple(columns), all_direct, translations
 
     def _column(
-        self, source: DataType, column: TargetColumn, as_text: bool
+        self, source: DataType, column: TargetColumn, as_text: bool, lacks_infinity: bool
     ) -> tuple[PlanColumn, bool, Translate | None]:
         target = column.type
+        if self.follows and source.sql == target.sql and not fits_exactly(source, target):
+            raise self.stop(
+                f"column {column.name} is of type {target.sql}, which is made of {target.plain.sql} there and of "
+                f"{source.plain.sql} at the source. Make the domain there what it is at the source."
+            )
         if self.follows and not fits_exactly(source, target):
             raise self.stop(
                 f"column {column.name} is of type {target.sql}, and of type {source.sql} at the source. What the "
@@ -361,13 +390,20 @@ class _Planner:
                 self.alter(f"ALTER COLUMN {quote(column.name)} TYPE {source.sql}"),
             )
         try:
-            way = conversion(source, target, as_text=as_text, objects=self.objects, thorough=self.thorough)
+            way = conversion(
+                source,
+                target,
+                as_text=as_text,
+                objects=self.objects,
+                thorough=self.thorough,
+                lacks_infinity=lacks_infinity,
+            )
         except Unlike as unlike:
             raise self.stop(f"column {column.name}: {unlike}.", unlike.sql) from None
         if way is None:
             raise self.stop(
-                f"column {column.name} is of type {target.sql}, and PostgreSQL does not convert values of the source's "
-                f"type {source.sql} to it by assignment.",
+                f"column {column.name} is of type {target.sql}, and cdc does not convert values of the source's type "
+                f"{source.sql} to it.",
                 self.alter(f"ALTER COLUMN {quote(column.name)} TYPE {source.sql}"),
             )
         same = (
@@ -385,5 +421,6 @@ class _Planner:
             is_written=not column.generated,
             is_updatable=not column.generated and column.identity != "a",
             is_comparable=is_comparable(target),
+            read_as=way.read_as,
         )
         return planned, way.is_direct and not column.generated, way.translate

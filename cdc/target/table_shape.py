@@ -14,7 +14,8 @@ class PlanColumn:
     ``stage_type`` is what it is in staging, ``cast`` the type to cast to on the way from there (`None`: assignment does
     it). ``key_cast`` and ``equals`` serve to compare a staged value with the column, ``match_cast`` to compare it byte
     by byte. ``is_written`` is false for a generated column, ``is_updatable`` false for that and for identity ALWAYS.
-    ``is_comparable`` says that ``=`` holds whenever the bytes are equal.
+    ``is_comparable`` says that ``=`` holds whenever the bytes are equal. ``read_as`` is the type, the source's, as
+    which a staged text is read before it is cast or assigned; `None` where a staged value is what the source had.
     """
 
     name: str
@@ -26,6 +27,15 @@ class PlanColumn:
     is_written: bool
     is_updatable: bool
     is_comparable: bool
+    read_as: str | None = None
+
+    def read(self, value: str) -> str:
+        """The SQL of a staged value, as the source had it."""
+        return value if self.read_as is None else f"CAST({value} AS {self.read_as})"
+
+    def compared(self, value: str) -> str:
+        """The SQL of a staged value, as ``equals`` compares it with the column."""
+        return self.read(value) if self.key_cast is None else f"CAST({self.read(value)} AS {self.key_cast})"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -156,7 +156,7 @@ GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "json[]": ('{"{\\"a\\":  1}",null}',),
     },
     "objects": {
-        "regclass": ("pg_class", "-", "4000000000", '"Some Table"'),
+        "regclass": ("pg_class", "-", '"Some Table"'),
         "regtype": ("integer", "character varying", "int4[]", "-", '"Some Table"', "mood[]"),
         "regprocedure": ("abs(integer)", "mine(mood)", "-"),
         "regoperator": ("+(integer,integer)", "!!(NONE,tsquery)", "0"),
@@ -166,6 +166,8 @@ GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "regrole": (Sql("current_user::regrole"), "-"),
         "regcollation": ('"C"', '"My Collation"', "-"),
     },
+    # Which rows are meant by these nobody can tell: see test_types_refused.
+    "gone": dict.fromkeys(("regclass", "regtype", "regprocedure", "regrole", "regconfig"), ("4000000000",)),
     "read_by_their_server": {
         '"char"': ("", "a", "~", '"'),
         "money": ("92233720368547758.07", "-92233720368547758.08", "0"),
@@ -179,7 +181,6 @@ GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
 OVERLOADED = {
     "regproc": (
         *("now", Sql("'abs(integer)'::regprocedure::oid::regproc"), Sql("'mine(mood)'::regprocedure::oid::regproc")),
-        "4000000000",
     ),
     "regoper": (Sql("'+(integer,integer)'::regoperator::oid::regoper"), "0"),
 }
@@ -258,7 +259,7 @@ def fill(source: Database, target: Database, table: str, types: Mapping[str, Seq
 
 async def move(ways: Arrivals, table: str) -> None:
     """Give every row the values of the next one, then delete one; the same where rows are known by all their values."""
-    source, whole = ways.source, f"whole_{table}"
+    source, whole = ways.source, "" if table == "gone" else f"whole_{table}"
     names = [
         name
         for (name,) in source.fetch(
@@ -266,11 +267,12 @@ async def move(ways: Arrivals, table: str) -> None:
         )
     ]
     columns = ", ".join(names)
-    source.execute(f"CREATE TABLE {whole} (LIKE {table}); ALTER TABLE {whole} REPLICA IDENTITY FULL")
-    await ways.create(f"public.{whole}")
-    source.execute(f"INSERT INTO {whole} SELECT * FROM {table}")
+    if whole:
+        source.execute(f"CREATE TABLE {whole} (LIKE {table}); ALTER TABLE {whole} REPLICA IDENTITY FULL")
+        await ways.create(f"public.{whole}")
+        source.execute(f"INSERT INTO {whole} SELECT * FROM {table}")
     count = source.fetchval(f"SELECT count(*) FROM {table}")
-    for one in (table, whole):
+    for one in filter(None, (table, whole)):
         source.execute(
             f"UPDATE {one} SET ({columns}) = (SELECT {columns} FROM {one} o WHERE o.id = {one}.id % {count} + 1);"
             f"DELETE FROM {one} WHERE id = 1"
@@ -310,4 +312,7 @@ async def test_every_builtin_type_arrives_as_it_left_by_every_way(
         for group in streamed:
             await move(ways, group)
         await ways.deliver()
-        ways.assert_equal(*(f"public.{before}{one}" for one in streamed for before in ("", "whole_")), ways=["stream"])
+        ways.assert_equal(
+            *(f"public.{before}{one}" for one in streamed for before in ("", "whole_") if before + one != "whole_gone"),
+            ways=["stream"],
+        )

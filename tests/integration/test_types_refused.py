@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from cdc.changes.relation import DataType
 from cdc.errors import CdcError, TableStopped
 from cdc.target import applier
 from cdc.target.catalog import TargetTable, read_table
+from cdc.target.fast_path import FastPath
 from tests.arrivals import arrivals
 from tests.conftest import MakeDatabase
 from tests.database import Database
@@ -49,6 +52,84 @@ async def test_an_object_is_known_by_the_name_that_it_has_now_and_stops_the_tabl
     await replica.deliver()
 
 
+KINDS = (
+    *("regclass", "regtype", "regproc", "regprocedure", "regoper", "regoperator", "regnamespace", "regrole"),
+    *("regcollation", "regconfig", "regdictionary"),
+)
+DIGITS = 'CREATE TABLE "4000000000" (); CREATE SCHEMA "12"; CREATE TEXT SEARCH CONFIGURATION "13" (COPY = simple);'
+
+
+async def test_an_object_that_is_gone_becomes_its_number_where_that_is_nothing_else_at_the_target(
+    make_replica: MakeReplica, source: Database
+) -> None:
+    columns = ", ".join(f"v_{kind} {kind}" for kind in KINDS)
+    ddl = f"{DIGITS} CREATE TABLE t (id int PRIMARY KEY, {columns}); CREATE TABLE u (id int PRIMARY KEY, v regclass)"
+    replica = await make_replica(ddl, f"CREATE TYPE before_us AS (a int); {ddl}")
+    source.execute(f"INSERT INTO t VALUES (1, {', '.join(['4000000000'] * len(KINDS))})")
+    source.execute(
+        """INSERT INTO t (id, v_regclass, v_regnamespace, v_regconfig) VALUES (2, '"4000000000"', '"12"', '"13"')"""
+    )
+    await replica.deliver()
+    # The number of a table of the target, which the source does not have.
+    for place in itertools.count():
+        replica.target.execute(f"CREATE TABLE of_theirs_{place} ()")
+        number = replica.target.fetchval(f"SELECT 'of_theirs_{place}'::regclass::oid::int8")
+        if not source.fetchval(f"SELECT EXISTS (SELECT FROM pg_class WHERE oid = {number})"):
+            break
+    source.execute(f"INSERT INTO u VALUES (1, {number})")
+    parts = await replica.record()
+    with pytest.raises(TableStopped, match="its number is that of another object there") as stopped:
+        await replica.apply(parts)
+    assert "by a value of type regclass that the source does not have any more, in one of its columns v" in str(
+        stopped.value
+    )
+    assert "cdc resync public.u --target warehouse" in str(stopped.value)
+    assert stopped.value.commit_lsn == parts[0].commit_lsn
+    assert str(number) not in str(stopped.value)
+
+
+@pytest.mark.parametrize("key", ["PRIMARY KEY (v, id)", "UNIQUE (id, v)", "CHECK (true)"])
+async def test_a_row_that_is_known_by_an_object_that_is_gone_stops_its_table(
+    make_replica: MakeReplica, source: Database, key: str
+) -> None:
+    """It is there under the oid that the object's name had, and perhaps another is there under the object's number."""
+    ddl = f"CREATE TABLE one (); CREATE TABLE t (v regclass, id int, other regclass, {key});"
+    full = "" if "PRIMARY" in key else "ALTER TABLE t REPLICA IDENTITY FULL;"
+    replica = await make_replica(ddl + full, f"CREATE TYPE before_us AS (a int); {ddl}", follows=False)
+    source.execute("INSERT INTO t VALUES ('one', 1), ('pg_class', 2), (4000000000, 3)")
+    await replica.deliver()
+    if key.startswith("PRIMARY"):
+        source.execute("UPDATE t SET other = 4000000000 WHERE id = 2")
+        await replica.deliver()
+    source.execute("DROP TABLE one; DELETE FROM t WHERE id = 1")
+    parts = await replica.record()
+    with pytest.raises(TableStopped, match="is known by a value of type regclass in one of its columns v, other") as e:
+        await replica.apply(parts)
+    assert "object by it that the source does not have any more, so nothing tells which row there is meant" in str(
+        e.value
+    )
+    assert e.value.commit_lsn == parts[0].commit_lsn
+
+
+async def test_objects_are_looked_up_before_anything_is_applied(
+    make_replica: MakeReplica, source: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ddl = "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE t (id int PRIMARY KEY, object regclass)"
+    replica = await make_replica(ddl, f"CREATE TYPE before_us AS (a int); {ddl}")
+    source.execute("INSERT INTO a VALUES (1); INSERT INTO t VALUES (1, 't'), (2, NULL)")
+    source.execute("UPDATE t SET object = 'a' WHERE id = 2")
+    apply, times = FastPath.apply, 0
+
+    async def counted(*arguments: Any) -> None:
+        nonlocal times
+        times += 1
+        await apply(*arguments)
+
+    monkeypatch.setattr(FastPath, "apply", counted)
+    await replica.deliver()
+    assert times == 1
+
+
 async def test_a_live_copy_says_which_columns_name_objects_that_may_be_missing(
     source: Database, make_target: MakeDatabase, postgres_binaries: Path, tmp_path: Path
 ) -> None:
@@ -78,8 +159,9 @@ async def test_what_postgresql_does_not_read_back_inside_of_a_value_stops_the_ta
     assert e.value.commit_lsn == parts[1].commit_lsn
 
 
+@pytest.mark.parametrize("theirs", ["interval", "text"])
 async def test_an_infinite_interval_stops_the_table_of_a_target_that_has_none(
-    make_replica: MakeReplica, source: Database, monkeypatch: pytest.MonkeyPatch
+    make_replica: MakeReplica, source: Database, monkeypatch: pytest.MonkeyPatch, theirs: str
 ) -> None:
     """Two servers of different versions are the matrix's business; here the target's catalog speaks as the other kind.
 
@@ -96,10 +178,14 @@ async def test_an_infinite_interval_stops_the_table_of_a_target_that_has_none(
         table = await read_table(*arguments)  # type: ignore[arg-type]  # passed on as given
         if table is None:
             return None
-        return replace(table, columns=tuple(replace(column, type=other(column.type)) for column in table.columns))
+        columns = tuple(replace(column, type=other(column.type)) for column in table.columns)
+        return replace(table, columns=columns, lacks_infinity=is_new)
 
     monkeypatch.setattr(applier, "read_table", read_other_table)
-    replica = await make_replica("CREATE TABLE t (id int PRIMARY KEY, i interval, more interval[])")
+    columns = "(id int PRIMARY KEY, i {0}, more {0}[])"
+    replica = await make_replica(
+        f"CREATE TABLE t {columns.format('interval')}", f"CREATE TABLE t {columns.format(theirs)}", follows=False
+    )
     source.execute("INSERT INTO t VALUES (1, '1 day', '{-178000000 years}')")
     await replica.deliver()
     for value in (f"'{longest}', NULL", f"NULL, '{{1 day,{longest}}}'"):
