@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cdc.changes.transaction import Run
 from cdc.errors import BatchRejected, TableStopped
 from cdc.routing.route import Route
 from tests.database import Database
@@ -64,6 +65,40 @@ async def test_rows_that_share_a_key_for_a_while_are_never_lost(
     assert overlap or "brings a key that is already there" in str(stopped.value)
     assert overlap or advises_a_note(stopped.value) is not noted
     assert people(replica) == [(1, "a", False), (2, "b", False), (3, "c", False)]
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["strict", "overlap"])
+async def test_a_live_row_is_not_removed_by_the_first_part_of_a_trade(
+    make_replica: MakeReplica, source: Database, overlap: bool
+) -> None:
+    replica = await make_replica(DEFERRED, AT_TARGET, routes=[keeping("people", "people", noted=False)])
+    source.execute("INSERT INTO people VALUES (1, 'a'), (2, 'b')")
+    await deliver(replica, batches="one")
+    replica.overlap = overlap
+    replica.plans.clear()
+    source.execute("UPDATE people SET id = 3 - id")
+    [part] = await replica.record()
+    [run] = part.changes
+    assert isinstance(run, Run)
+    del run.rows[1:]
+    with pytest.raises(TableStopped):
+        await replica.apply([part])
+    assert people(replica) == [(1, "a", False), (2, "b", False)]
+
+
+@NOTED
+async def test_rows_trade_their_keys_where_the_targets_key_is_deferrable_too(
+    make_replica: MakeReplica, source: Database, noted: bool
+) -> None:
+    target = DEFERRED.replace("name text", "name text, gone timestamptz")
+    replica = await make_replica(DEFERRED, target, routes=[keeping("people", "people", noted=noted)])
+    source.execute("INSERT INTO people VALUES (1, 'a'), (2, 'b'), (3, 'c')")
+    source.execute("DELETE FROM people WHERE id = 3")
+    await deliver(replica, batches="one")
+    source.execute("UPDATE people SET id = 3 - id")
+    source.execute("BEGIN; INSERT INTO people VALUES (2, 'new'); UPDATE people SET id = 7 WHERE name = 'a'; COMMIT")
+    await deliver(replica, batches="one")
+    assert people(replica) == [(1, "b", False), (2, "new", False), (3, "c", noted), (7, "a", False)]
 
 
 @NOTED
