@@ -273,9 +273,13 @@ async def temporary_snapshot(config: Config, application_name: str) -> AsyncIter
 
 
 def replicated(tables: Sequence[SourceTable], wanted: set[str], say: Callable[[str], None]) -> dict[str, SourceTable]:
-    """Those of the wanted tables that have rows of their own in the WAL, by name; the others are named to ``say``."""
+    """Those of the wanted tables that have rows of their own in the WAL, by name; the others are named to ``say``.
+
+    Raises `SetupError` where rows of a table cannot be told apart (`SourceTable.refuse_alike`).
+    """
     found = {table.name: table for table in tables if table.name in wanted}
     for table in found.values():
+        table.refuse_alike()
         if not table.is_publishable:
             say(f"{table.name} {table.why_not}; it is not replicated")
     return {name: table for name, table in found.items() if table.is_publishable}

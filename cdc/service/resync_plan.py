@@ -86,6 +86,7 @@ async def read_source(connection: Connection, config: Config, target: str, route
         raise SetupError(f"the source has no table {route.source_name}")
     if not source.is_publishable:
         raise SetupError(f"{source.name} {source.why_not}; it cannot be replicated")
+    source.refuse_alike()
     published = await read_published(connection, config.source.publication_names)
     operations = operations_of(published, source) or frozenset()
     wanted = {"insert", "update", "delete"} if source.usable_identity else {"insert"}

@@ -17,7 +17,7 @@ from cdc.changes.column_origin import ColumnOrigin
 from cdc.changes.generated_column import GeneratedColumn
 from cdc.changes.relation import Column, DataType, Relation, ReplicaIdentity
 from cdc.changes.type_rows import TypeKey, TypeRow, described
-from cdc.errors import SourceUnavailable
+from cdc.errors import SetupError, SourceUnavailable
 from cdc.identifiers import quote_qualified
 from cdc.source.connection import Connection, source_errors
 from cdc.source.partitions import SourceLeaf, read_leaves
@@ -111,6 +111,12 @@ class SourceTable:
             generated=computed_here,
             lacks_generated=self.lacks_generated and bool(computed_here),
         )
+
+    def refuse_alike(self) -> None:
+        """Raise `SetupError` where a target could not tell a row of one of its leaves from one of another."""
+        for leaf in self.leaves:
+            if leaf.why_alike is not None:
+                raise SetupError(f"{self.name}: {leaf.why_alike}", sql=leaf.full_identity_sql)
 
     @property
     def passes_identity_on(self) -> bool:

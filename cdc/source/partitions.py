@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cdc import statements
 from cdc.changes.relation import Leaf, Place, ReplicaIdentity
+from cdc.identifiers import quote_qualified
 from cdc.source.connection import Connection, source_errors
 
 
@@ -22,7 +23,8 @@ class SourceLeaf:
     ``bound`` is a condition that its rows fulfil and no others of the root, in the names of the source's columns;
     `None` where only the source can tell. It may hold constants of the DDL: it does not belong into a message. ``key``
     are the columns of the index that identifies rows, by name; none where no index does. ``key_is_global``: no row of
-    another leaf can have the same.
+    another leaf can have the same, because all ``parts`` are in it, the columns that decide of which leaf a row is.
+    ``lacks_generated`` is as of `cdc.source.catalog.SourceTable`.
     """
 
     leaf: Leaf
@@ -48,6 +50,21 @@ class SourceLeaf:
         if self.replica_identity is ReplicaIdentity.FULL:
             return not self.lacks_generated
         return bool(self.key)
+
+    @property
+    def why_alike(self) -> str | None:
+        """Why its rows may not be told from those of other leaves, as a sentence about its root; `None`: they are."""
+        if not self.usable_identity or self.replica_identity is ReplicaIdentity.FULL or self.key_is_global:
+            return None
+        return (
+            f"the key of its partition {self.name} ({', '.join(self.key)}) lacks columns that the table is "
+            "partitioned by, so rows of two partitions may have the same, and a target cannot tell them apart"
+        )
+
+    @property
+    def full_identity_sql(self) -> str:
+        """The statement that makes all of its columns tell its rows."""
+        return f"ALTER TABLE {quote_qualified(self.leaf.schema, self.leaf.name)} REPLICA IDENTITY FULL;"
 
     @property
     def is_publishable(self) -> bool:

@@ -75,20 +75,15 @@ def _partition_findings(table: SourceTable) -> Iterable[Finding]:
         return
     subject = f"table {table.name}"
     for leaf in table.leaves:
-        name = quote_qualified(leaf.leaf.schema, leaf.leaf.name)
         if not leaf.usable_identity:
             message = (
                 f"its partition {leaf.name} has no usable replica identity: only its inserts and TRUNCATE are "
                 "published; its updates and deletes do not reach any target"
             )
-            mend = f"ALTER TABLE {name} REPLICA IDENTITY FULL;  -- or, better: a primary key of the whole table"
+            mend = f"{leaf.full_identity_sql}  -- or, better: a primary key of the whole table"
             yield _finding(Severity.WARNING, subject, message, mend)
-        elif leaf.replica_identity is not ReplicaIdentity.FULL and not leaf.key_is_global:
-            message = (
-                f"the key of its partition {leaf.name} ({', '.join(leaf.key)}) lacks columns that the table is "
-                "partitioned by, so rows of two partitions may have the same, and a target cannot tell them apart"
-            )
-            yield _finding(Severity.ERROR, subject, message, f"ALTER TABLE {name} REPLICA IDENTITY FULL;")
+        elif leaf.why_alike is not None:
+            yield _finding(Severity.ERROR, subject, leaf.why_alike, leaf.full_identity_sql)
     if all(leaf.usable_identity for leaf in table.leaves) and not table.passes_identity_on:
         message = (
             "has no primary key that new partitions get: of those that are created later only inserts and TRUNCATE are "

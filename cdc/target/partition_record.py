@@ -63,7 +63,7 @@ class DescribedLeaf(Protocol):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The columns that it is about; an empty name for an expression."""
+        """The columns that it is about."""
 
 
 def held_all(leaves: Iterable[DescribedLeaf], route: Route) -> list[HeldLeaf]:

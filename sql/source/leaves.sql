@@ -6,7 +6,8 @@
 -- default partitions (it changes with their siblings), ranges of types that servers may order differently, and lists by
 -- an expression or by a collation that has other texts equal.
 -- Bounds and sizes only with %(is_measured)s: asking for them waits for DDL that is running on the leaf.
--- key_is_global: the key has every column that the tables on that way are partitioned by, and no expression is among these.
+-- parts: the columns that the tables on that way are partitioned by, those of expressions among them (such a column depends
+-- on its table as a whole).
 WITH RECURSIVE tree (root, relid, attachment, is_born, is_bounded, parts) AS (
     SELECT r.oid, r.oid, ''::text, true, true, '{}'::text[] COLLATE "C"
       FROM unnest(%(roots)s::oid[]) AS r (oid)
@@ -32,9 +33,11 @@ WITH RECURSIVE tree (root, relid, attachment, is_born, is_bounded, parts) AS (
                               LEFT JOIN pg_catalog.pg_type y ON y.oid = a.atttypid AND y.typtype = 'b'
                                AND y.typnamespace = 'pg_catalog'::regnamespace
                              WHERE y.oid IS NULL))),
-           t.parts || ARRAY(SELECT coalesce(a.attname::text, '') COLLATE "C"
-                              FROM unnest(p.partattrs::int2[]) AS k (attnum)
-                              LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = k.attnum AND k.attnum > 0)
+           t.parts || ARRAY(SELECT a.attname::text COLLATE "C"
+                              FROM pg_catalog.pg_depend d
+                              JOIN pg_catalog.pg_attribute a ON a.attrelid = d.objid AND a.attnum = d.objsubid
+                             WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = p.partrelid AND d.objsubid > 0
+                               AND d.refclassid = d.classid AND d.refobjid = d.objid AND d.refobjsubid = 0 AND d.deptype = 'i')
       FROM tree t
       JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = t.relid
       JOIN pg_catalog.pg_inherits i ON i.inhparent = t.relid AND NOT i.inhdetachpending

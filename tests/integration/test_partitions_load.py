@@ -10,6 +10,7 @@ import pytest
 from cdc.bootstrap.backup import BackupChoice
 from cdc.bootstrap.progress import Silence
 from cdc.config import Config
+from cdc.errors import SetupError
 from cdc.observe.finding import Severity
 from cdc.service import checkup, loading, provision
 from cdc.source import publication
@@ -212,8 +213,10 @@ async def test_what_check_says_of_partitions(source: Database, make_target: Make
         "CREATE TABLE w (id int) PARTITION BY RANGE (id);"
         "CREATE TABLE w_1 PARTITION OF w FOR VALUES FROM (0) TO (10) PARTITION BY RANGE (id);"
         "CREATE TABLE w_11 PARTITION OF w_1 FOR VALUES FROM (0) TO (10); ALTER TABLE w_11 REPLICA IDENTITY FULL;"
+        "CREATE TABLE x (id int, a int, b int) PARTITION BY RANGE ((a + b), a);"
+        "CREATE TABLE x_1 PARTITION OF x (PRIMARY KEY (b, id, a)) DEFAULT;"
     )
-    named: dict[str, dict[str, str]] = {"public.t": {}, "public.u": {}, "public.w": {}}
+    named: dict[str, dict[str, str]] = {"public.t": {}, "public.u": {}, "public.w": {}, "public.x": {}}
     config = make_config(source, {"warehouse": {"dsn": make_target().dsn, "tables": named}})
     said = await findings(config)
 
@@ -225,6 +228,15 @@ async def test_what_check_says_of_partitions(source: Database, make_target: Make
     assert of("in the WAL (unlogged or foreign: public.u_1); it cannot be replicated") == ("error", "table public.u")
     assert of("has no primary key that new partitions get") == ("warning", "table public.w")
     assert not any("w_1" in message for message in said)
+    # By an expression, all of whose columns are in the key: no two leaves can have the same.
+    assert not any("public.x_1" in message for message in said)
+    config = make_config(source, {"warehouse": {"dsn": make_target().dsn, "tables": {"public.t": {}}}})
+    await set_up(config)
+    with pytest.raises(
+        SetupError, match=r"^public.t: the key of its partition public.t_1 \(id\) lacks columns"
+    ) as refused:
+        await load(config)
+    assert refused.value.sql == "ALTER TABLE public.t_1 REPLICA IDENTITY FULL;"
     config = make_config(source, {"warehouse": {"dsn": make_target().dsn, "tables": {"public.w_1": {}}}})
     assert any(
         "is a partition of public.w that has partitions itself; name public.w" in one for one in await findings(config)
