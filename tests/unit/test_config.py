@@ -330,7 +330,7 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path, target: dict[str, ob
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    itertools.permutations(["", ', deletes = "keep"', ', deletes = "keep", deleted_at = "gone"'], 2),
+    list(itertools.permutations(["", ', deletes = "keep"', ', deletes = "keep", deleted_at = "gone"'], 2)),
 )
 def test_tables_that_go_into_one_agree_on_what_becomes_of_deleted_rows(tmp_path: Path, one: str, other: str) -> None:
     message = refusal(
