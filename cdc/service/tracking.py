@@ -134,9 +134,13 @@ class Tracking:
             for change in part.changes:
                 if isinstance(change, Truncation):
                     plans = [planning.plans[relation] for relation in change.relations if relation in readers]
-                    # Rows of a part of the table went: which of those that were read, nobody can tell.
+                    # Rows of a part of the table went: which of those that are staged, nobody can tell.
                     if plans and not empties(plans, applier.held):
-                        self.touched.is_broken = self._begins_anew = True
+                        self.touched.has_overflowed = True
+        if self.request.table in applier.untold:
+            # Nor of those that are merged.
+            applier.untold.remove(self.request.table)
+            self.touched.is_broken = self._begins_anew = True
 
         if arrivals:
             assert self._keys is not None  # something of the table was read

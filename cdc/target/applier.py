@@ -77,6 +77,7 @@ class Applier:
     ``(schema, name)``, of which rows that a change in overlap leaves uncertain are read again (`cdc resync`). ``held``
     may be filled with the partitions whose rows the tables hold, by the source's name of the table. ``read_names`` asks
     the source for the names of objects (values of reg* types); without it no such value can come.
+    ``untold`` are tables of these, by the source's name, of which a truncation left rows that nothing tells.
     """
 
     def __init__(self, session: Session, target: str, *, follows: bool, routes: Iterable[Route] = ()) -> None:
@@ -88,9 +89,10 @@ class Applier:
         self._staging = Staging(session.connection)
         self._guard = guard_for(session.where)
         self.read_again: set[tuple[str, str]] = set()
+        self.untold: set[str] = set()
         replay = RowReplay(session.connection, self._staging, self._guard, self.read_again)
         self.held: dict[str, HeldLeaves] = {}
-        truncations = Truncations(session.connection, self._guard, self.held, self.read_again)
+        truncations = Truncations(session.connection, self._guard, self.held, self.read_again, self.untold)
         self._fast = FastPath(session.connection, self._staging, self._guard, replay, truncations)
         self._strict = StrictPath(replay, truncations)
         self._tables: dict[tuple[str, str], TargetTable | None] = {}

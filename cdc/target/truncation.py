@@ -31,16 +31,23 @@ class Truncations:
     """Carries out truncations inside the caller's transaction.
 
     ``held`` are the leaves that the target's tables hold. Both it and ``read_again``, the tables (``(schema, name)``)
-    that are being read again whole, may change from batch to batch.
+    that are being read again whole, may change from batch to batch. To ``untold`` are added those of them (by the
+    source's name) of which a truncation left rows here that nothing tells.
     """
 
     def __init__(
-        self, connection: asyncpg.Connection, guard: Guard, held: Held, read_again: Collection[TargetName]
+        self,
+        connection: asyncpg.Connection,
+        guard: Guard,
+        held: Held,
+        read_again: Collection[TargetName],
+        untold: set[str],
     ) -> None:
         self._connection = connection
         self._guard = guard
         self._held = held
         self._read_again = read_again
+        self._untold = untold
 
     async def truncate(self, plans: Sequence[TablePlan], truncation: Truncation) -> None:
         """Empty the tables of ``plans``, or take out of them what the truncated leaves held.
@@ -70,6 +77,7 @@ class Truncations:
                         is_read = shape.overlap and (shape.schema, shape.name) in self._read_again
                         if not is_read or refused.reason is not Reason.LEAF_TRUNCATE:
                             raise
+                        self._untold.add(plan.source_table)
         if whole:
             await self._empty(whole, truncation)
 

@@ -37,7 +37,8 @@ WITH RECURSIVE tree (root, relid, attachment, is_born, is_bounded, parts) AS (
                               FROM pg_catalog.pg_depend d
                               JOIN pg_catalog.pg_attribute a ON a.attrelid = d.objid AND a.attnum = d.objsubid
                              WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = p.partrelid AND d.objsubid > 0
-                               AND d.refclassid = d.classid AND d.refobjid = d.objid AND d.refobjsubid = 0 AND d.deptype = 'i')
+                               AND d.refclassid = d.classid AND d.refobjid = d.objid AND d.refobjsubid = 0 AND d.deptype = 'i'
+                             GROUP BY a.attname ORDER BY a.attname)
       FROM tree t
       JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = t.relid
       JOIN pg_catalog.pg_inherits i ON i.inhparent = t.relid AND NOT i.inhdetachpending

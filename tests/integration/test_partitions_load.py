@@ -12,7 +12,8 @@ from cdc.bootstrap.progress import Silence
 from cdc.config import Config
 from cdc.errors import SetupError
 from cdc.observe.finding import Severity
-from cdc.service import checkup, loading, provision
+from cdc.routing.route import Route
+from cdc.service import checkup, loading, provision, resync_plan
 from cdc.source import publication
 from cdc.source.catalog import read_tables
 from cdc.source.connection import connect
@@ -216,7 +217,7 @@ async def test_what_check_says_of_partitions(source: Database, make_target: Make
         "CREATE TABLE x (id int, a int, b int) PARTITION BY RANGE ((a + b), a);"
         "CREATE TABLE x_1 PARTITION OF x (PRIMARY KEY (b, id, a)) DEFAULT;"
     )
-    named: dict[str, dict[str, str]] = {"public.t": {}, "public.u": {}, "public.w": {}, "public.x": {}}
+    named: dict[str, dict[str, str]] = {"public.t": {}, "public.u": {}, "public.w": {}}
     config = make_config(source, {"warehouse": {"dsn": make_target().dsn, "tables": named}})
     said = await findings(config)
 
@@ -228,15 +229,19 @@ async def test_what_check_says_of_partitions(source: Database, make_target: Make
     assert of("in the WAL (unlogged or foreign: public.u_1); it cannot be replicated") == ("error", "table public.u")
     assert of("has no primary key that new partitions get") == ("warning", "table public.w")
     assert not any("w_1" in message for message in said)
-    # By an expression, all of whose columns are in the key: no two leaves can have the same.
-    assert not any("public.x_1" in message for message in said)
     config = make_config(source, {"warehouse": {"dsn": make_target().dsn, "tables": {"public.t": {}}}})
     await set_up(config)
     with pytest.raises(
         SetupError, match=r"^public.t: the key of its partition public.t_1 \(id\) lacks columns"
     ) as refused:
         await load(config)
-    assert refused.value.sql == "ALTER TABLE public.t_1 REPLICA IDENTITY FULL;"
+    assert refused.value.sql == 'ALTER TABLE "public"."t_1" REPLICA IDENTITY FULL;'
+    async with await connect(source.dsn, application_name="tests") as connection:
+        with pytest.raises(SetupError, match="a target cannot tell them apart"):  # of cdc resync
+            await resync_plan.read_source(connection, config, "warehouse", Route("public", "t", "public", "t"))
+        (by_expression,) = await read_tables(connection, ["public.x"])
+    assert [leaf.parts for leaf in by_expression.leaves] == [("a", "b")]
+    by_expression.refuse_alike()  # all columns of the expression are in the key
     config = make_config(source, {"warehouse": {"dsn": make_target().dsn, "tables": {"public.w_1": {}}}})
     assert any(
         "is a partition of public.w that has partitions itself; name public.w" in one for one in await findings(config)
