@@ -51,11 +51,29 @@ def fence_held(target: Database) -> Iterator[None]:
         holder.rollback()
 
 
-def waits_at_the_fence(target: Database) -> bool:
+@asynccontextmanager
+async def held_at_its_commit(pipeline: Pipeline, target: Database, sql: str) -> AsyncIterator[None]:
+    """The worker has applied ``sql``, which writes to ``log``, and waits where the position moves, until the end.
+
+    It is held at the table first: an advance without rows that it was about to make would wait for the fence instead.
+    """
+    with psycopg.connect(target.dsn) as table:
+        table.execute("LOCK TABLE log")
+        pipeline.source.execute(sql)
+        await pipeline.until(lambda: waits_for(target, "relation"), "the batch is at the table")
+        with fence_held(target):
+            table.rollback()
+            await pipeline.until(lambda: waits_for(target, "transactionid"), "the batch is applied but for its end")
+            yield
+
+
+def waits_for(target: Database, locktype: str) -> bool:
+    """Whether the worker waits for a lock of that type at the target."""
     return bool(
         target.fetchval(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-            " AND application_name = 'cdc cdc' AND wait_event_type = 'Lock'"
+            "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted AND locktype = %s"
+            " AND application_name = 'cdc cdc' AND datname = current_database()",
+            locktype,
         )
     )
 
@@ -82,10 +100,9 @@ async def test_invariant_01_a_worker_killed_at_its_commit_leaves_rows_and_positi
     async with Pipeline(source, {"internal": follow(target)}, worker=QUIET) as pipeline:
         await pipeline.load()
         worker = await pipeline.start()
-        with fence_held(target):
+        both = "INSERT INTO items VALUES (1, 'one'); INSERT INTO log VALUES ('a')"
+        async with held_at_its_commit(pipeline, target, both):
             before = pipeline.position("internal")
-            source.execute("INSERT INTO items VALUES (1, 'one'); INSERT INTO log VALUES ('a')")
-            await pipeline.until(lambda: waits_at_the_fence(target), "the batch is applied but for its end")
             assert (count(target, "items"), count(target, "log")) == (0, 0), "nobody sees what is not committed"
             await worker.kill()
             if session == "ends with it":
@@ -208,9 +225,7 @@ async def test_invariant_04_a_commit_without_an_answer_is_not_repeated(
     ):
         await pipeline.load()
         worker = await pipeline.start()
-        with fence_held(target):
-            source.execute("INSERT INTO log VALUES ('once')")
-            await pipeline.until(lambda: waits_at_the_fence(target), "the COMMIT is on its way")
+        async with held_at_its_commit(pipeline, target, "INSERT INTO log VALUES ('once')"):
             proxy.stall(Direction.TO_CLIENT)
         await pipeline.until(lambda: count(target, "log") == 1, "the target has committed")
         source.execute("INSERT INTO log VALUES ('another')")
@@ -230,9 +245,7 @@ async def test_invariant_04_a_worker_that_hung_writes_nothing_once_another_has_t
     async with Pipeline(source, {"internal": follow(target)}, worker=QUIET) as pipeline:
         await pipeline.load()
         old = await pipeline.start()
-        with fence_held(target):
-            source.execute("INSERT INTO log VALUES ('once')")
-            await pipeline.until(lambda: waits_at_the_fence(target), "the old one is at its commit")
+        async with held_at_its_commit(pipeline, target, "INSERT INTO log VALUES ('once')"):
             old_session = _owner(target)
             old.pause()
             source.execute(
