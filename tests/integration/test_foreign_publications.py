@@ -15,6 +15,7 @@ from cdc.source.published import read_published_tables
 from tests.conftest import MakeDatabase
 from tests.database import Database
 from tests.pipeline import Pipeline, follow, owned
+from tests.servers import needs
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -50,10 +51,6 @@ SENT = {
 }
 
 
-def version(source: Database) -> int:
-    return int(source.fetchval("SELECT current_setting('server_version_num')::int"))
-
-
 def assert_sent(source: Database, target: Database) -> None:
     for table, query in SENT.items():
         everything = query.replace("WHERE country = 'fr' ", "").replace("WHERE id < 5 OR id > 15 ", "")
@@ -63,8 +60,7 @@ def assert_sent(source: Database, target: Database) -> None:
 async def test_a_target_holds_exactly_the_rows_and_columns_that_publications_of_somebody_else_send(
     source: Database, make_target: MakeDatabase
 ) -> None:
-    if version(source) < 150000:
-        return
+    needs(source, 15, "row filters and column lists")
     source.execute(SOURCE)
     target = make_target()
     publications = ["p1", "p2", "p3", "p4", "p5"]
@@ -112,8 +108,7 @@ async def test_a_target_holds_exactly_the_rows_and_columns_that_publications_of_
 async def test_different_column_lists_of_one_table_are_refused_before_the_stream_would_end(
     source: Database, make_target: MakeDatabase
 ) -> None:
-    if version(source) < 150000:
-        return
+    needs(source, 15, "row filters and column lists")
     source.execute(
         "CREATE TABLE t (id int PRIMARY KEY, a int, b int); CREATE PUBLICATION p1 FOR TABLE t (id, a);"
         "CREATE PUBLICATION p2 FOR TABLE t (id, b);"
@@ -131,8 +126,7 @@ async def test_different_column_lists_of_one_table_are_refused_before_the_stream
 async def test_a_partition_that_is_sent_in_part_is_refused_where_its_table_is_copied_as_a_whole(
     source: Database, make_target: MakeDatabase
 ) -> None:
-    if version(source) < 150000:
-        return
+    needs(source, 15, "row filters and column lists")
     source.execute(
         "CREATE TABLE events (id int, k int, v text, PRIMARY KEY (id, k)) PARTITION BY RANGE (k);"
         "CREATE TABLE events_0 PARTITION OF events FOR VALUES FROM (0) TO (10);"
@@ -161,8 +155,7 @@ async def test_a_partition_that_is_sent_in_part_is_refused_where_its_table_is_co
 async def test_column_lists_that_begin_to_differ_end_the_stream_with_a_sentence(
     source: Database, make_target: MakeDatabase
 ) -> None:
-    if version(source) < 150000:
-        return
+    needs(source, 15, "row filters and column lists")
     source.execute(
         "CREATE TABLE t (id int PRIMARY KEY, a int, b int); CREATE PUBLICATION p1 FOR TABLE t (id, a);"
         "CREATE PUBLICATION p2"
@@ -187,8 +180,7 @@ async def test_column_lists_that_begin_to_differ_end_the_stream_with_a_sentence(
 async def test_values_that_the_source_computes_and_publishes_arrive(
     source: Database, make_target: MakeDatabase
 ) -> None:
-    if version(source) < 180000:
-        return
+    needs(source, 18, "published generated columns")
     source.execute(
         "CREATE TABLE t (id int PRIMARY KEY, n int, doubled int GENERATED ALWAYS AS (n * 2) STORED, last text);"
         "INSERT INTO t (id, n) SELECT n, n FROM generate_series(1, 9) n"
