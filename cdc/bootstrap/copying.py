@@ -2,7 +2,7 @@
 
 What `Job.copy` promises when it returns: the rows of the range, as the snapshot shows them, are in the target exactly
 once, and durable. However often it had to try: a try that failed left nothing, because its rows are one transaction of
-the target; a COMMIT without an answer is asked after by its transaction id, never repeated blindly.
+the target; a COMMIT without an answer is asked after by a token that it wrote, never repeated blindly.
 
 On the source a range is a short REPEATABLE READ READ ONLY transaction that imports the shared snapshot. A rewrite of
 the table (`ALTER TYPE`, a volatile default) or a TRUNCATE that is younger than the snapshot would make it read no rows,
@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
+from uuid import UUID, uuid4
 
 import asyncpg
 import psycopg
@@ -107,6 +109,8 @@ class Job:
     pace: Pace | None = None
     _source: source.Connection | None = None
     _targets: dict[str, target.Session] = field(default_factory=dict)
+    _tokens: dict[str, UUID] = field(default_factory=dict)
+    """Of each target: the token that the last range left there."""
 
     async def copy(
         self,
@@ -146,6 +150,7 @@ class Job:
         """
         session = await self.session(access)
         connection = session.connection
+        token = uuid4()
         size = 0
 
         async def counted() -> AsyncIterator[bytes]:
@@ -158,7 +163,9 @@ class Job:
             transaction = connection.transaction()
             await transaction.start()
             try:
-                xid = str(await connection.fetchval("SELECT pg_catalog.pg_current_xact_id()::text"))
+                xid: str = await connection.fetchval(
+                    statements.load("target", "copy_mark_range"), token, self._tokens.get(access.name)
+                )
                 if destination.before is not None:
                     await connection.execute(destination.before)
                 status = await connection.copy_to_table(
@@ -186,7 +193,8 @@ class Job:
             connection.terminate()
             if not isinstance(failure, TargetUnavailable):
                 raise failure from None
-            await self._resolve(access, xid, backend, failure)
+            await self._resolve(access, token, xid, backend, failure)
+        self._tokens[access.name] = token
         return row_count(status), size
 
     async def session(self, access: TargetAccess) -> target.Session:
@@ -198,11 +206,15 @@ class Job:
         return session
 
     async def close(self) -> None:
-        """Close every connection of the job."""
+        """Remove the tokens of the last ranges where that is possible at once, and close every connection."""
         await self._drop_source()
-        sessions = list(self._targets.values())
+        sessions, tokens = self._targets.copy(), self._tokens.copy()
         self._targets.clear()
-        for session in sessions:
+        self._tokens.clear()
+        for name, session in sessions.items():
+            if name in tokens and session.is_idle:
+                with suppress(CdcError), target.target_errors("forgetting a range", session.where):
+                    await session.connection.execute(statements.load("target", "copy_forget_range"), tokens[name])
             await session.close()
 
     async def _try(
@@ -238,26 +250,30 @@ class Job:
             await self._drop_source()
         return answer
 
-    async def _resolve(self, access: TargetAccess, xid: str, backend: int, failure: CdcError) -> None:
+    async def _resolve(self, access: TargetAccess, token: UUID, xid: str, backend: int, failure: CdcError) -> None:
         """Find out what became of a COMMIT that got no answer; raise ``failure`` when its rows are not there."""
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(TargetUnavailable)
-            | tenacity.retry_if_result(lambda outcome: outcome == "in progress"),
+            retry=tenacity.retry_if_exception_type(TargetUnavailable),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=30),
             stop=tenacity.stop_after_attempt(TRIES),
         )
         try:
-            outcome: str = await retrying(self._outcome, access, xid, backend)
+            was_lost: bool = await retrying(self._was_lost, access, token, xid, backend)
         except tenacity.RetryError:
             raise failure from None
-        if outcome != "committed":
+        if was_lost:
             raise failure
 
-    async def _outcome(self, access: TargetAccess, xid: str, backend: int) -> str:
+    async def _was_lost(self, access: TargetAccess, token: UUID, xid: str, backend: int) -> bool:
         session = await self.session(access)
         with target.target_errors("asking what became of a COMMIT", session.where):
             await session.connection.execute(statements.load("target", "copy_end_backend"), backend, xid)
-            return str(await session.connection.fetchval(statements.load("target", "copy_outcome"), xid))
+            transaction = session.connection.transaction()
+            await transaction.start()
+            row = await session.connection.fetchrow(statements.load("target", "copy_was_lost"), token)
+            # Never committed: asked again after an answer was lost, it would find the token that it wrote itself.
+            await transaction.rollback()
+        return row is not None
 
     async def _drop_source(self) -> None:
         connection, self._source = self._source, None

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import asyncpg
 import pytest
 
+from cdc.bootstrap import copying
+from cdc.bootstrap.copying import TargetAccess, hold_fence
 from cdc.bootstrap.courtesy import Copies
 from cdc.bootstrap.progress import Silence
 from cdc.errors import FenceLost
@@ -51,6 +54,34 @@ async def test_a_target_that_crashes_in_the_middle_gets_every_row_once(
     )
     assert internal.fetch(NUMBERS) == [(3000, 3000)]
     assert summary.targets["internal"].rows == 3000
+
+
+async def test_a_range_whose_transaction_id_a_crash_gave_to_another_is_copied_again(
+    source: Database, make_target: MakeDatabase, own_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.execute("CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a SELECT generate_series(1, 100)")
+    # Nothing of an open transaction is written before its commit: the server that comes back knows nothing of its id.
+    there = own_server(side="target", wal_writer_delay="10s")
+    internal = make_target(server=there)
+    config = make_config(source, {"internal": follow(internal)})
+    await set_up(config)
+    current = "SELECT pg_current_xact_id()::text::bigint"
+    lost: list[int] = []
+
+    async def crash(connection: asyncpg.Connection, access: TargetAccess) -> None:
+        await hold_fence(connection, access)
+        if not lost:
+            lost.append(await connection.fetchval(current))
+            there.restart("immediate")
+            later = internal.fetchval(current)
+            assert later <= lost[0], "its number is given out again"
+            while later < lost[0]:
+                later = internal.fetchval(current)
+
+    monkeypatch.setattr(copying, "hold_fence", crash)
+    await loading.bootstrap(config)
+    assert internal.fetch(NUMBERS) == [(100, 100)]
+    assert internal.fetch("SELECT FROM cdc.copied_range") == []
 
 
 async def test_a_source_that_crashes_in_the_middle_is_read_from_another_snapshot(

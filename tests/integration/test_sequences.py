@@ -52,8 +52,9 @@ def standing(database: Database) -> list[tuple[Any, ...]]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition. It is asked in a thread: it may wait for a lock of the transaction that runs meanwhile."""
     async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - a database announces nothing
+        while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - a database announces nothing
             await asyncio.sleep(0.05)
 
 
