@@ -17,9 +17,9 @@ from cdc.source.definitions import (
     SourceComment,
     SourceForeignKey,
     SourceIndex,
-    SourceSequence,
     TableDefinitions,
 )
+from cdc.source.sequences import Sequence
 from cdc.target import definitions
 from cdc.target.definitions import NewConstraint, NewIndex, NewSequence
 from cdc.target.session import Session, target_errors
@@ -59,9 +59,9 @@ class TableWorks:
         if comments:
             yield comment_work(self.target, self._place(), self.route.source_name, comments, is_view=False)
         if not is_beside(self.route):
-            for sequence in self.found.sequences:
-                if self._has([sequence.column]):
-                    yield self._sequence(sequence)
+            for use in self.found.sequences:
+                if self._has([use.column]):
+                    yield self._sequence(use.sequence)
 
     def _has(self, columns: Collection[str]) -> bool:
         return all(self.route.target_column(column) is not None for column in columns)
@@ -218,19 +218,8 @@ class TableWorks:
     def _places(self) -> frozenset[building.Place]:
         return frozenset([(self.target.access.name, *self._place())])
 
-    def _sequence(self, sequence: SourceSequence) -> Work:
-        new = NewSequence(
-            sequence.schema,
-            sequence.name,
-            sequence.type,
-            sequence.start,
-            sequence.increment,
-            sequence.minimum,
-            sequence.maximum,
-            sequence.cache,
-            sequence.cycles,
-            sequence.last_value,
-        )
+    def _sequence(self, sequence: Sequence) -> Work:
+        new = new_sequence(sequence)
 
         async def is_there(session: Session) -> bool:
             return await definitions.sequence_sql(session, new) is None
@@ -250,6 +239,22 @@ class TableWorks:
             make,
             is_said=False,
         )
+
+
+def new_sequence(sequence: Sequence) -> NewSequence:
+    """What a target is to have of a sequence of the source: one that has handed out nothing begins at its start."""
+    return NewSequence(
+        sequence.schema,
+        sequence.name,
+        sequence.type,
+        sequence.start,
+        sequence.increment,
+        sequence.minimum,
+        sequence.maximum,
+        sequence.cache,
+        sequence.cycles,
+        sequence.last_value if sequence.is_called else None,
+    )
 
 
 def comment_work(

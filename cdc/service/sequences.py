@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
+from cdc.bootstrap.table_definitions import new_sequence
 from cdc.config import Config
 from cdc.errors import CdcError
 from cdc.routing.router import is_reserved
@@ -28,7 +29,6 @@ from cdc.service.owned_target import OwnedTarget
 from cdc.service.retry import Backoff, until_done
 from cdc.source.connection import connect
 from cdc.source.sequences import SequenceUse, read_sequences
-from cdc.target.definitions import NewSequence
 from cdc.target.sequences import SequencePosition, bring, differing
 
 _log = structlog.get_logger(__name__)
@@ -168,16 +168,4 @@ def _position(use: SequenceUse) -> SequencePosition | None:
     one = use.sequence
     if one.last_value is None:
         return None
-    definition = NewSequence(
-        one.schema,
-        one.name,
-        one.type,
-        one.start,
-        one.increment,
-        one.minimum,
-        one.maximum,
-        one.cache,
-        one.cycles,
-        last_value=None,
-    )
-    return SequencePosition(definition, one.last_value, one.is_called)
+    return SequencePosition(new_sequence(one), one.last_value, one.is_called)

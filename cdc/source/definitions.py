@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from cdc import statements
 from cdc.source.connection import Connection, source_errors
+from cdc.source.sequences import SequenceUse, read_sequences
 
 RelationName = tuple[str, str]
 """Schema and name of a table, a view or a sequence."""
@@ -80,26 +81,6 @@ class SourceComment:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceSequence:
-    """A sequence that the column ``column`` owns or takes its default from.
-
-    ``last_value`` is `None` for one that was never used, or that the role may not read.
-    """
-
-    column: str
-    schema: str
-    name: str
-    type: str
-    start: int
-    increment: int
-    minimum: int
-    maximum: int
-    cache: int
-    cycles: bool
-    last_value: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class SourceView:
     """A view or a materialized view. ``reads`` are the relations that its query names, views and tables."""
 
@@ -125,7 +106,7 @@ class TableDefinitions:
     checks: tuple[SourceCheck, ...]
     foreign_keys: tuple[SourceForeignKey, ...]
     comments: tuple[SourceComment, ...]
-    sequences: tuple[SourceSequence, ...]
+    sequences: tuple[SequenceUse, ...]
     column_extensions: tuple[tuple[str, str], ...]
 
 
@@ -134,7 +115,9 @@ async def read_definitions(connection: Connection, table_oids: Collection[int]) 
     indexes = await _by_table(connection, "definition_indexes", table_oids)
     constraints = await _by_table(connection, "definition_constraints", table_oids)
     comments = await read_comments(connection, table_oids)
-    sequences = await _by_table(connection, "definition_sequences", table_oids)
+    sequences: dict[int, list[SequenceUse]] = {}
+    for use in await read_sequences(connection, table_oids):
+        sequences.setdefault(use.table_oid, []).append(use)
     extensions = await _by_table(connection, "definition_extensions", table_oids)
     return {
         oid: TableDefinitions(
@@ -142,7 +125,7 @@ async def read_definitions(connection: Connection, table_oids: Collection[int]) 
             tuple(_check(row) for row in constraints.get(oid, ()) if row[1] == "c"),
             tuple(_foreign_key(row) for row in constraints.get(oid, ()) if row[1] == "f"),
             comments.get(oid, ()),
-            tuple(SourceSequence(*row) for row in sequences.get(oid, ())),
+            tuple(sequences.get(oid, ())),
             tuple(extensions.get(oid, ())),
         )
         for oid in table_oids

@@ -7,6 +7,7 @@ every row that had been committed by then.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from cdc import statements
@@ -46,25 +47,27 @@ class Sequence:
 class SequenceUse:
     """The column of a table that owns a sequence or takes its default from it. One sequence may have several."""
 
+    table_oid: int
     table_schema: str
     table: str
     column: str
     sequence: Sequence
 
 
-async def read_sequences(connection: Connection) -> list[SequenceUse]:
-    """Every sequence that a table uses, by its table's name; two queries, the second for those that are not used yet.
+async def read_sequences(connection: Connection, table_oids: Collection[int] | None = None) -> list[SequenceUse]:
+    """Every sequence that these tables use, or all do, by the table's name; a second query for those not used yet.
 
     Raises `SourceUnavailable` where one is dropped meanwhile, too.
     """
     with source_errors("read its sequences"):
-        cursor = await connection.execute(statements.load("source", "sequences"))
+        tables = None if table_oids is None else list(table_oids)
+        cursor = await connection.execute(statements.load("source", "sequences"), {"tables": tables})
         rows = await cursor.fetchall()
-        uses = [SequenceUse(row[0], row[1], row[2], Sequence(*row[3:13])) for row in rows]
+        uses = [SequenceUse(row[0], row[1], row[2], row[3], Sequence(*row[4:14])) for row in rows]
         unused = {
             use.sequence.sql_name
             for use, row in zip(uses, rows, strict=True)
-            if use.sequence.last_value is None and row[13]
+            if use.sequence.last_value is None and row[14]
         }
         # What was never used, or begins anew, shows its position only itself.
         positions: dict[str, tuple[int, bool]] = {}
