@@ -17,6 +17,7 @@ from psycopg.abc import QueryNoTemplate
 
 from cdc.identifiers import quote, quote_list
 from cdc.lsn import Lsn
+from cdc.source.connection import VALUES_TRAVEL_UNCHANGED
 
 LOCK_TIMEOUT_S = 20
 
@@ -121,7 +122,10 @@ class Database:
         peek: bool = False,
         **options: str,
     ) -> list[bytes]:
-        """The raw pgoutput messages of a slot, consumed unless ``peek``; ``options`` are further plugin options."""
+        """The raw pgoutput messages of a slot, consumed unless ``peek``; ``options`` are further plugin options.
+
+        Values that come as text are what the worker's walsender writes.
+        """
         function = "pg_logical_slot_peek_binary_changes" if peek else "pg_logical_slot_get_binary_changes"
         plugin = {
             "proto_version": "1",
@@ -131,7 +135,10 @@ class Database:
             **options,
         }
         words = [word for option in plugin.items() for word in option]
-        rows = self.fetch(f"SELECT data FROM {function}(%s, NULL, NULL, VARIADIC %s::text[])", slot, words)
+        with self.connection().transaction():
+            for setting in VALUES_TRAVEL_UNCHANGED.items():
+                self.fetch("SELECT set_config(%s, %s, true)", *setting)
+            rows = self.fetch(f"SELECT data FROM {function}(%s, NULL, NULL, VARIADIC %s::text[])", slot, words)
         return [bytes(data) for (data,) in rows]
 
     def close(self) -> None:

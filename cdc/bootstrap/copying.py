@@ -49,6 +49,14 @@ TRIES = 30
 fail-over or a long migration (about ten minutes), and a run that gave up resumes with the tables that remain."""
 
 
+FORGET_S = 5.0
+"""How long the end of a run waits for a target to tidy up there; the next run does it, too."""
+
+
+class InDoubt(TargetUnavailable):
+    """Nobody could be asked what became of a COMMIT: to write its rows again could write them twice."""
+
+
 class SnapshotTooOld(Exception):
     """The table cannot be read through this snapshot: it was rewritten or changed since, or the snapshot is gone.
 
@@ -88,7 +96,9 @@ class Destination:
 def in_tries() -> tenacity.AsyncRetrying:
     """Try again after a jittered wait, `TRIES` times at most, while that can help and the target is ours."""
     return tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception(lambda e: isinstance(e, TransientError) and not isinstance(e, FenceLost)),
+        retry=tenacity.retry_if_exception(
+            lambda e: isinstance(e, TransientError) and not isinstance(e, (FenceLost, InDoubt))
+        ),
         wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
         stop=tenacity.stop_after_attempt(TRIES),
         reraise=True,
@@ -123,7 +133,7 @@ class Job:
         """Copy one range, into the table of its route unless another ``destination`` is given; returns rows and bytes.
 
         Raises `SnapshotTooOld`, `FenceLost` when somebody else has taken the target, the last `TransientError` after
-        `TRIES`, and what cannot pass at once.
+        `TRIES`, `InDoubt`, and what cannot pass at once.
         """
         return await in_tries()(self._try, access, copy, part, snapshot, destination or _destination(copy))
 
@@ -146,7 +156,7 @@ class Job:
         """Write ``chunks`` into a table, in one transaction that holds the fence; returns rows and bytes.
 
         The rows are durable when it returns, and not there when it raises: what ``chunks`` raises, `FenceLost`, or an
-        error of the target's.
+        error of the target's. Only after `InDoubt` they may be there: the run that comes next begins the table anew.
         """
         session = await self.session(access)
         connection = session.connection
@@ -164,7 +174,11 @@ class Job:
             await transaction.start()
             try:
                 xid: str = await connection.fetchval(
-                    statements.load("target", "copy_mark_range"), token, self._tokens.get(access.name)
+                    statements.load("target", "copy_mark_range"),
+                    token,
+                    self._tokens.get(access.name),
+                    access.pipeline,
+                    access.fence,
                 )
                 if destination.before is not None:
                     await connection.execute(destination.before)
@@ -214,7 +228,9 @@ class Job:
         for name, session in sessions.items():
             if name in tokens and session.is_idle:
                 with suppress(CdcError), target.target_errors("forgetting a range", session.where):
-                    await session.connection.execute(statements.load("target", "copy_forget_range"), tokens[name])
+                    await session.connection.execute(
+                        statements.load("target", "copy_forget_range"), tokens[name], timeout=FORGET_S
+                    )
             await session.close()
 
     async def _try(
@@ -260,7 +276,10 @@ class Job:
         try:
             was_lost: bool = await retrying(self._was_lost, access, token, xid, backend)
         except tenacity.RetryError:
-            raise failure from None
+            raise InDoubt(
+                f"{failure} It could not be asked whether the rows are there. Run `cdc bootstrap` again: it goes on "
+                "with this table anew."
+            ) from None
         if was_lost:
             raise failure
 

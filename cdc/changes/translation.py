@@ -12,6 +12,7 @@ A function that was made this way never guesses: a value whose structure is not 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from struct import Struct
 from cdc.changes.relation import DataType
 from cdc.changes.unreadable import AS_TEXT, DAMAGE, is_empty
 from cdc.identifiers import quote
+
+_NUMBER_IN_ARRAY = re.compile(rb"(?<=[{,])[1-9][0-9]*(?=[,}])")
+"""An element of an array's text that is the number of an object. (Looks alike inside of a quoted name only.)"""
 
 Translate = Callable[[bytes], bytes]
 """From a value at the source, in its binary format without its length, to the value at the target."""
@@ -113,10 +117,48 @@ class ObjectOids:
             raise UnknownObjects
         return value
 
+    def translate_text(self, kind: str, value: bytes) -> bytes:
+        """The text of a value: a name says itself which object it means, a number is that of one that is gone."""
+        if not value.isdigit() or int(value) == 0:
+            return value
+        if kind == "regclass" and not self.collects:
+            raise NotAsPlanned(
+                "it names a table that the source does not have any more, and such a value cannot come as text. Give "
+                "such rows another value at the source, then run cdc resync for the table"
+            )
+        return self._number(kind, value)
+
+    def translate_texts(self, kind: str, value: bytes) -> bytes:
+        """The same for the text of an array."""
+        return _NUMBER_IN_ARRAY.sub(lambda found: self._number(kind, found[0]), value)
+
+    def _number(self, kind: str, digits: bytes) -> bytes:
+        if int(digits) > 0xFFFFFFFF:
+            raise NotAsPlanned(f"a value of type {kind} is neither a name nor the number of an object")
+        number: int = _OID.unpack(self.translate(kind, _OID.pack(int(digits))))[0]
+        return b"%d" % number
+
 
 def names_objects(data_type: DataType) -> bool:
     """Whether values are, or contain, oids of objects (reg* types)."""
     return data_type.holds(lambda one: one.is_builtin and one.name in OBJECT_NAMES)
+
+
+def text_translation(source: DataType, objects: ObjectOids) -> Translate | None:
+    """The function that looks up the objects that the text of a value names by their numbers; `None`: it names none.
+
+    Raises `Unlike` where they cannot be told from other numbers.
+    """
+    source = source.plain
+    element = source.element.plain if source.kind == "a" and source.element is not None else source
+    if not names_objects(source):
+        return None
+    if not element.is_builtin or element.name not in OBJECT_NAMES:
+        raise Unlike(
+            f"the type {source.sql} holds values that name objects by their numbers, and it travels as text, where "
+            "these cannot be told from others"
+        )
+    return partial(objects.translate_text if element is source else objects.translate_texts, element.name)
 
 
 def translation(source: DataType, target: DataType, objects: ObjectOids, *, thorough: bool = False) -> Translate | None:

@@ -50,7 +50,7 @@ _PARAMETERS: dict[str, str | int] = {
 }
 """Defaults of the connection; what the DSN says comes first (except the encoding, on which every room relies)."""
 
-_VALUES_TRAVEL_UNCHANGED = {
+VALUES_TRAVEL_UNCHANGED = {
     "DateStyle": "ISO",
     "IntervalStyle": "postgres",
     "extra_float_digits": "3",
@@ -60,6 +60,8 @@ _VALUES_TRAVEL_UNCHANGED = {
     "quote_all_identifiers": "off",
     "search_path": "pg_catalog",
 }
+"""How values that travel as text are written. Targets read them with the same settings."""
+
 _NOTHING_CUTS_US_OFF = {
     "statement_timeout": "0",
     "lock_timeout": "0",
@@ -91,7 +93,7 @@ async def connect_walsender(dsn: str, *, application_name: str) -> Connection:
 
 async def _open(dsn: str, extra: dict[str, str], cursor: type[psycopg.AsyncCursor[Any]]) -> Connection:
     parameters = _parse(dsn)
-    settings = _VALUES_TRAVEL_UNCHANGED | _NOTHING_CUTS_US_OFF | _ROWS_ARE_NOT_HIDDEN
+    settings = VALUES_TRAVEL_UNCHANGED | _NOTHING_CUTS_US_OFF | _ROWS_ARE_NOT_HIDDEN
     ours = " ".join(f"-c {name}={value}" for name, value in settings.items())
     merged: dict[str, Any] = {**_PARAMETERS, **parameters, **extra, "client_encoding": "UTF8"}
     merged["options"] = f"{parameters.get('options', '')} {ours}".strip()

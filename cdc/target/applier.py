@@ -168,10 +168,9 @@ class Applier:
         """
         replanned: set[tuple[str, str]] = set()
         self._lookup.forget()
-        routed = self._route(work, plans, holds)
-        if any(plan.names_objects for one in routed for plan in one.plans.values()):
+        if any(self._current(plan).names_objects for plan in plans.values()):
             # Before anything is written: otherwise the whole batch would be applied, rolled back and applied again.
-            await self._lookup.learn(routed, self._target)
+            await self._lookup.learn(self._route(work, plans, holds), self._target)
         while True:
             routed = self._route(work, plans, holds)
             if not routed:

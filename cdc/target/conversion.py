@@ -13,7 +13,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from cdc.changes.relation import DataType
-from cdc.changes.translation import ObjectOids, Translate, Unlike, has_structure, names_objects, translation
+from cdc.changes.translation import (
+    ObjectOids,
+    Translate,
+    Unlike,
+    has_structure,
+    names_objects,
+    text_translation,
+    translation,
+)
 from cdc.changes.translation import as_text as value_as_text
 from cdc.changes.unreadable import AS_TEXT
 from cdc.identifiers import quote, quote_qualified
@@ -112,6 +120,7 @@ def conversion(
     if as_text:
         check_text(source, target)
         is_string = _name(target) in _STRINGS
+        translate = None if is_string else text_translation(source, objects or ObjectOids())
         if _is_read_first(source.plain, target.plain):
             way = conversion(source, target, as_text=False)
             if way is None:
@@ -119,7 +128,7 @@ def conversion(
             if not way.is_direct:
                 read_as = way.read_as if way.stage_type == _TEXT else way.stage_type
                 return Conversion(_TEXT, way.cast, is_direct=False, read_as=read_as)
-        return Conversion(_TEXT, None if is_string else _base_name(target), is_direct=is_string)
+        return Conversion(_TEXT, None if is_string else _base_name(target), is_string, translate)
     if source.plain.is_builtin and source.plain.name in AS_TEXT and _name(source.plain) == _name(target.plain):
         return Conversion(_TEXT, _base_name(target), False, partial(value_as_text, source.plain.name))
     if has_structure(source) and has_structure(target) and source.plain.kind == target.plain.kind:

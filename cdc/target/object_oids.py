@@ -113,6 +113,25 @@ async def _oids(connection: asyncpg.Connection, names: Mapping[tuple[str, int], 
         "CREATE TEMPORARY TABLE IF NOT EXISTS pg_temp.cdc_objects (kind text NOT NULL, oid int8 NOT NULL, name text "
         "NOT NULL); TRUNCATE pg_temp.cdc_objects"
     )
+    await connection.execute("SAVEPOINT cdc_objects")
+    found: dict[tuple[str, int], int] = {}
+    try:
+        found = await _ask(connection, names)
+    except _LACKING_PARTS:
+        # Before PostgreSQL 16 it is an error if the schema or the type of an argument is not there: then one by one.
+        for key, name in names.items():
+            await connection.execute("ROLLBACK TO SAVEPOINT cdc_objects")
+            with suppress(*_LACKING_PARTS):
+                found |= await _ask(connection, {key: name})
+        await connection.execute("ROLLBACK TO SAVEPOINT cdc_objects")
+    await connection.execute("RELEASE SAVEPOINT cdc_objects")
+    return found
+
+
+_LACKING_PARTS = (asyncpg.InvalidSchemaNameError, asyncpg.UndefinedObjectError)
+
+
+async def _ask(connection: asyncpg.Connection, names: Mapping[tuple[str, int], str]) -> dict[tuple[str, int], int]:
     await connection.copy_to_table(
         "cdc_objects",
         schema_name="pg_temp",

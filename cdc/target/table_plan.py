@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from cdc.changes.relation import DataType, Relation, ReplicaIdentity
 from cdc.changes.row_reader import RowReader, row_reader
-from cdc.changes.translation import ObjectOids, Translate, Unlike, names_objects, translation
+from cdc.changes.translation import ObjectOids, Translate, Unlike, names_objects, text_translation, translation
 from cdc.errors import TableStopped
 from cdc.identifiers import quote, quote_qualified
 from cdc.pgoutput.tuples import BINARY, TEXT
@@ -180,7 +180,10 @@ def plan_table(
 def _objects_reader(relation: Relation, wire: bytes, indices: Sequence[int], objects: ObjectOids) -> RowReader:
     """A reader of these columns alone, which asks for the objects that their values name."""
     types = [relation.columns[index].type for index in indices]
-    found = {place: translation(one, one, objects) for place, one in enumerate(types)}
+    found = {
+        place: text_translation(one, objects) if wire[index] == TEXT else translation(one, one, objects)
+        for place, (index, one) in enumerate(zip(indices, types, strict=True))
+    }
     asking = {place: translate for place, translate in found.items() if translate is not None}
     return row_reader(relation, wire, tuple(indices), (), asking)
 

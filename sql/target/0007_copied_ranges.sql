@@ -4,8 +4,10 @@
 
 CREATE TABLE cdc.copied_range (
     token uuid PRIMARY KEY,
-    copied_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+    pipeline text NOT NULL,
+    fence bigint NOT NULL
 );
 COMMENT ON TABLE cdc.copied_range IS 'The last range of rows that each job of a load has written, so that its COMMIT can be asked after';
 COMMENT ON COLUMN cdc.copied_range.token IS 'Chosen at random for one transaction, which writes it together with its rows';
-COMMENT ON COLUMN cdc.copied_range.copied_at IS 'When that transaction began, by this server''s clock';
+COMMENT ON COLUMN cdc.copied_range.pipeline IS 'The row of cdc.target that is loaded';
+COMMENT ON COLUMN cdc.copied_range.fence IS 'Its fence at that time: who has an older one writes no more';

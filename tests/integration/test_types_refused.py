@@ -88,17 +88,65 @@ async def test_an_object_that_is_gone_becomes_its_number_where_that_is_nothing_e
     assert str(number) not in str(stopped.value)
 
 
+async def test_an_object_that_is_gone_becomes_its_number_also_as_text(
+    make_replica: MakeReplica, source: Database
+) -> None:
+    kinds = [kind for kind in KINDS if kind != "regclass"]
+    columns = ", ".join(f"v_{kind} {kind}, a_{kind} {kind}[]" for kind in kinds)
+    ddl = f"{DIGITS} CREATE TABLE t (id int PRIMARY KEY, {columns}, a_regclass regclass[]);"
+    others = (
+        "CREATE TABLE u (id int PRIMARY KEY, v regtype, a regtype[]); CREATE TABLE c (id int PRIMARY KEY, v regclass)"
+    )
+    replica = await make_replica(f"{ddl}{others}", f"CREATE TYPE before_us AS (a int); {ddl}{others}", binary=False)
+    values = ", ".join(["4000000000, '{4000000000,-,NULL,4000000001}'"] * len(kinds)).replace("-", "0")
+    source.execute(f"INSERT INTO t VALUES (1, {values}, '{{4000000000,pg_class}}')")
+    source.execute(
+        "INSERT INTO t (id, v_regnamespace, v_regconfig, a_regclass) "
+        """VALUES (2, '"12"', '"13"', '{"\\"4000000000\\""}')"""
+    )
+    await replica.deliver()
+    for place in itertools.count():
+        replica.target.execute(f"CREATE TYPE of_theirs_{place} AS (a int)")
+        number = replica.target.fetchval(f"SELECT 'of_theirs_{place}'::regtype::oid::int8")
+        if not source.fetchval(f"SELECT EXISTS (SELECT FROM pg_type WHERE oid = {number})"):
+            break
+    for value in (f"{number}, NULL", f"NULL, '{{text,{number}}}'"):
+        source.execute(f"INSERT INTO u VALUES (1, {value}); DELETE FROM u")
+        with pytest.raises(TableStopped, match="its number is that of another object there") as stopped:
+            await replica.deliver()
+        assert str(number) not in str(stopped.value)
+    source.execute("INSERT INTO c VALUES (1, 4000000000)")
+    with pytest.raises(TableStopped, match="that the source does not have any more, and such a value cannot come as"):
+        await replica.deliver()
+
+
+async def test_an_object_whose_argument_is_not_there_stops_its_table(
+    make_replica: MakeReplica, source: Database
+) -> None:
+    """Older servers say so by an error, and not by finding nothing."""
+    ddl = "CREATE TABLE t (id int PRIMARY KEY, v regprocedure)"
+    replica = await make_replica(ddl, f"CREATE SCHEMA one; {ddl}")
+    source.execute("CREATE SCHEMA one; CREATE SCHEMA two; CREATE TYPE one.t AS (a int); CREATE TYPE two.t AS (a int)")
+    for place, schema in enumerate(("one", "two")):
+        source.execute(f"CREATE FUNCTION f({schema}.t) RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        source.execute(f"INSERT INTO t VALUES ({place}, 'f({schema}.t)'), (9, 'abs(int)'); DELETE FROM t")
+        with pytest.raises(TableStopped, match="by a value of type regprocedure that does not exist there"):
+            await replica.deliver()
+
+
+@pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("key", ["PRIMARY KEY (v, id)", "UNIQUE (id, v)", "CHECK (true)"])
 async def test_a_row_that_is_known_by_an_object_that_is_gone_stops_its_table(
-    make_replica: MakeReplica, source: Database, key: str
+    make_replica: MakeReplica, source: Database, key: str, binary: bool
 ) -> None:
     """It is there under the oid that the object's name had, and perhaps another is there under the object's number."""
     ddl = f"CREATE TABLE one (); CREATE TABLE t (v regclass, id int, other regclass, {key});"
     full = "" if "PRIMARY" in key else "ALTER TABLE t REPLICA IDENTITY FULL;"
-    replica = await make_replica(ddl + full, f"CREATE TYPE before_us AS (a int); {ddl}", follows=False)
-    source.execute("INSERT INTO t VALUES ('one', 1), ('pg_class', 2), (4000000000, 3)")
+    replica = await make_replica(ddl + full, f"CREATE TYPE before_us AS (a int); {ddl}", follows=False, binary=binary)
+    gone = f"({4000000000}, 3)" if binary else "('pg_type', 3)"
+    source.execute(f"INSERT INTO t VALUES ('one', 1), ('pg_class', 2), {gone}")
     await replica.deliver()
-    if key.startswith("PRIMARY"):
+    if key.startswith("PRIMARY") and binary:
         source.execute("UPDATE t SET other = 4000000000 WHERE id = 2")
         await replica.deliver()
     source.execute("DROP TABLE one; DELETE FROM t WHERE id = 1")
