@@ -218,13 +218,16 @@ def standby_of(primary: Cluster, own_server: MakeServer, *, start: bool = True, 
     status, output = Account.for_servers().run(
         [
             *(standby.binaries / "pg_basebackup", "--pgdata", standby.data, "--dbname", primary.dsn()),
-            *("--checkpoint=fast", "--wal-method=stream", "--write-recovery-conf", "--no-sync"),
+            *("--checkpoint=fast", "--wal-method=stream", "--no-sync"),
         ],
         cwd=standby.directory,
     )
     assert status == 0, output
-    if settings:
-        standby.configure(settings)
+    # Written here, because --write-recovery-conf names every option of its libpq, and the server's may be an older one.
+    signal = standby.data / "standby.signal"
+    signal.touch()
+    Account.for_servers().own(signal)
+    standby.configure({**settings, "primary_conninfo": primary.dsn()})
     if start:
         standby.start()
     return standby
