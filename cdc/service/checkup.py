@@ -105,7 +105,7 @@ async def _look_at_source(config: Config) -> _Source | None:
             config.source.dsn.get_secret_value(), application_name=config.source.application_name
         ) as connection:
             tables = {table.name: table for table in await read_published_tables(connection, config.source)}
-            origins = await read_origins(connection, [table.relation.oid for table in tables.values()])
+            origins = await read_origins(connection, [table.relation.oid for table in tables.values()], config.source)
             asked = any(target.sequences == "sync" for target in config.targets.values())
             sequences = await read_sequences(connection) if asked else []
             return _Source(tables, origins, await read_slots(connection, config.source.slot), sequences)
