@@ -82,8 +82,7 @@ def _partition_findings(table: SourceTable) -> Iterable[Finding]:
             )
             mend = f"{leaf.full_identity_sql}  -- or, better: a primary key of the whole table"
             if leaf.lacks_generated:
-                root = quote_qualified(table.relation.schema, table.relation.name)
-                mend = _key_instead_of_full(root, quote_qualified(leaf.leaf.schema, leaf.leaf.name))
+                mend = _key_instead_of_full(table, quote_qualified(leaf.leaf.schema, leaf.leaf.name))
             yield _finding(Severity.WARNING, subject, message, mend)
         elif leaf.why_alike is not None:
             yield _finding(Severity.ERROR, subject, leaf.why_alike, leaf.full_identity_sql)
@@ -115,9 +114,7 @@ def _identity_mend(table: SourceTable, name: str) -> str:
             return f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT;"
         return f"ALTER TABLE {name} REPLICA IDENTITY USING INDEX {quote(index)};"
     if table.lacks_generated:
-        if table.primary_key:
-            return f"-- make the primary key not deferrable, then:\nALTER TABLE {name} REPLICA IDENTITY DEFAULT;"
-        return _key_instead_of_full(name, name)
+        return _key_instead_of_full(table, name)
     full = f"ALTER TABLE {name} REPLICA IDENTITY FULL;"
     if table.generated and not table.primary_key:
         return f"ALTER TABLE {name} ADD PRIMARY KEY (…);  -- or, before PostgreSQL 18: {full}"
@@ -126,9 +123,13 @@ def _identity_mend(table: SourceTable, name: str) -> str:
     return f"{full}  -- or, better: ALTER TABLE {name} ADD PRIMARY KEY (…);"
 
 
-def _key_instead_of_full(name: str, identified: str) -> str:
+def _key_instead_of_full(table: SourceTable, identified: str) -> str:
     """What mends a replica identity that is FULL already and does not do (generated columns, on 18)."""
-    return f"ALTER TABLE {name} ADD PRIMARY KEY (…); ALTER TABLE {identified} REPLICA IDENTITY DEFAULT;"
+    default = f"ALTER TABLE {identified} REPLICA IDENTITY DEFAULT;"
+    if table.primary_key:
+        return f"-- make the primary key not deferrable, and one without generated columns, then:\n{default}"
+    name = quote_qualified(table.relation.schema, table.relation.name)
+    return f"ALTER TABLE {name} ADD PRIMARY KEY (…); {default}"
 
 
 async def read_checked_tables(
