@@ -229,9 +229,7 @@ Origins = dict[str, ColumnOrigin]
 """How the columns of one table came to be, by their names."""
 
 
-async def read_origins(
-    connection: Connection, table_oids: Collection[int], source: SourceConfig
-) -> dict[int, Origins]:
+async def read_origins(connection: Connection, table_oids: Collection[int], source: SourceConfig) -> dict[int, Origins]:
     """How the columns of these tables came to be, by the table's oid. A table that is gone is not in the answer."""
     theirs = [] if source.manage_publications else list(source.publication_names)
     parameters = {"tables": sorted(table_oids), "publications": theirs}

@@ -195,15 +195,15 @@ async def test_a_column_list_that_changes_is_not_taken_for_a_renamed_column(
         await pipeline.start()
         source.execute("ALTER PUBLICATION p1 SET TABLE other (id, secret), more (id, secret), whole")
         source.execute("".join(f"UPDATE {table} SET secret = 'new' WHERE id = 2;" for table in tables))
-        states = {
-            table: await pipeline.table_in_state("internal", f"public.{table}", "stopped") for table in tables
-        }
+        states = {table: await pipeline.table_in_state("internal", f"public.{table}", "stopped") for table in tables}
         reasons = {table: state.reason or "" for table, state in states.items()}
-        assert "still has b, but does not send it with its rows, so rows that are there already may have values of" in (
-            reasons["other"]
+        assert (
+            "still has b, but does not send it with its rows, so rows that are there already may have values of"
+            in (reasons["other"])
         )
-        assert "if it left out secret before, rows that are there already may have values that are not" in (
-            reasons["more"]
+        assert (
+            "if it left out secret before, rows that are there already may have values that are not"
+            in (reasons["more"])
         )
         assert "If the publication, which is somebody else's, did not send secret before" in reasons["whole"]
         assert "if they are new: rows that are there already have no value" in reasons["whole"].lower()

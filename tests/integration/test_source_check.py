@@ -154,7 +154,9 @@ async def test_a_table_that_is_full_already_is_not_told_to_become_it(
 
     if not key:
         (found,) = await warnings("g")
-        assert (found.mend or "").startswith('ALTER TABLE "public"."g" ADD PRIMARY KEY (…);  -- or, before PostgreSQL 18')
+        assert (found.mend or "").startswith(
+            'ALTER TABLE "public"."g" ADD PRIMARY KEY (…);  -- or, before PostgreSQL 18'
+        )
     source.execute("ALTER TABLE g REPLICA IDENTITY FULL; ALTER TABLE l REPLICA IDENTITY FULL")
     for table in ("g", "p"):
         found, *_ = await warnings(table)
