@@ -20,12 +20,12 @@ import asyncpg
 
 from cdc.changes.row_reader import ValueRefused
 from cdc.changes.transaction import Kind, Part
-from cdc.changes.translation import names_objects
 from cdc.errors import BatchRejected, ReadAgain, ServerError, TableStopped, TransientError
 from cdc.routing.route import Route
 from cdc.target.catalog import TargetTable
 from cdc.target.remedies import load_table_again
 from cdc.target.session import server_error, translate
+from cdc.target.suspects import NOT_SUPPORTED, suspects
 from cdc.target.table_plan import TablePlan
 from cdc.target.table_shape import TableShape
 
@@ -258,9 +258,14 @@ def unfit_verdict(unfit: Unfit, part: Part, plan: TablePlan, target: str, role: 
         sentence = f"it, or a column or type of it, is not what the rows need ({unfit.server}). Run cdc check."
     else:
         sentence = f"the server refuses to write to it ({unfit.server})."
-    objects = [column.name for column in plan.relation.columns if names_objects(column.type)]
-    if objects:
-        sentence += f" Values of {', '.join(objects)} name objects, which have to exist there, too."
+    found = suspects(plan.relation, [column.name for column in plan.relation.columns])
+    if found.xml and unfit.server.sqlstate == NOT_SUPPORTED:
+        sentence += (
+            f" Values of {', '.join(found.xml)} are xml, which a server that was built without libxml does not take: "
+            "leave these columns out of the route, or use another build of the server."
+        )
+    elif found.objects and unfit.server.sqlstate != NOT_SUPPORTED:
+        sentence += f" Values of {', '.join(found.objects)} name objects, which have to exist there, too."
     return TableStopped(
         f"{where}: {sentence}",
         server=unfit.server,
