@@ -31,12 +31,13 @@ from cdc.bootstrap.courtesy import Copies
 from cdc.bootstrap.incremental_ranges import Part
 from cdc.bootstrap.pace import Pace
 from cdc.bootstrap.pipe import read_copy
-from cdc.bootstrap.plan import TableCopy, told_of_objects
+from cdc.bootstrap.plan import TableCopy
 from cdc.errors import CdcError, FenceLost, TargetUnavailable, TransientError
 from cdc.identifiers import quote_qualified
 from cdc.source import connection as source
 from cdc.target import session as target
 from cdc.target.row_counts import row_count
+from cdc.target.suspects import NOBODY, Suspects
 
 T = TypeVar("T")
 
@@ -80,7 +81,8 @@ class Destination:
 
     ``encoding`` is that of text, by PostgreSQL's name, where it is not the connection's. ``what`` names the work in
     messages: ``copying public.a into public.a``. ``before`` and ``after`` are statements of the same transaction; where
-    there is one after the rows, the rows that it writes are those that count.
+    there is one after the rows, the rows that it writes are those that count. ``suspects`` are columns that may be what
+    is refused.
     """
 
     schema: str
@@ -91,6 +93,7 @@ class Destination:
     encoding: str | None = None
     before: str | None = None
     after: str | None = None
+    suspects: Suspects = NOBODY
 
 
 def in_tries() -> tenacity.AsyncRetrying:
@@ -169,7 +172,7 @@ class Job:
                 size += len(chunk)
                 yield chunk
 
-        with target.target_errors(destination.what, session.where):
+        with target.target_errors(destination.what, session.where, destination.suspects.told):
             transaction = connection.transaction()
             await transaction.start()
             try:
@@ -302,7 +305,7 @@ class Job:
 
 def _destination(copy: TableCopy) -> Destination:
     route = copy.route
-    what = told_of_objects(f"copying {route.source_name} into {route.target_name}", copy.objects)
+    what = f"copying {route.source_name} into {route.target_name}"
     if not copy.target_columns:
         # COPY without a list of columns would mean all of them.
         into = quote_qualified(route.target_schema, route.target_table)
@@ -315,7 +318,9 @@ def _destination(copy: TableCopy) -> Destination:
             before="CREATE TEMPORARY TABLE cdc_rows () ON COMMIT DROP",
             after=f"INSERT INTO {into} SELECT FROM pg_temp.cdc_rows",
         )
-    return Destination(route.target_schema, route.target_table, copy.target_columns, copy.format, what)
+    return Destination(
+        route.target_schema, route.target_table, copy.target_columns, copy.format, what, suspects=copy.suspects
+    )
 
 
 async def hold_fence(connection: asyncpg.Connection, access: TargetAccess) -> None:

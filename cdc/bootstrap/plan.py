@@ -11,19 +11,19 @@ leaves the source (invariant 7).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from cdc.bootstrap.incremental_ranges import Part
 from cdc.changes.relation import DataType
-from cdc.changes.translation import names_objects
 from cdc.identifiers import quote, quote_qualified
 from cdc.routing.route import Route
 from cdc.source.catalog import SourceTable
 from cdc.target.catalog import TargetTable
 from cdc.target.conversion import conversion
+from cdc.target.suspects import NOBODY, Suspects, suspects
 from cdc.target.table_plan import plan_table
 
 
@@ -35,7 +35,7 @@ class TableCopy:
     and name, that foreign keys of the target's table point to, as far as they fire. ``pages`` and ``total_bytes``
     (TOAST included) measure the source table. ``rows_name`` is where its rows are read; of a partitioned table
     ``leaf_marks`` say which leaves are expected. Only rows that satisfy ``row_filter`` are sent by the stream, and
-    copied. ``objects`` are the columns whose values name objects.
+    copied. ``suspects`` are columns that may be what the target refuses.
     """
 
     route: Route
@@ -48,7 +48,7 @@ class TableCopy:
     rows_name: str
     leaf_marks: Sequence[str] | None = None
     row_filter: str | None = None
-    objects: tuple[str, ...] = ()
+    suspects: Suspects = NOBODY
 
     def statement(self, part: Part) -> str:
         """The COPY that reads one range at the source. Children by inheritance are tables of their own."""
@@ -125,20 +125,8 @@ def plan_copy(
         rows_name=source.rows_name,
         leaf_marks=source.leaf_marks,
         row_filter=source.row_filter,
-        objects=columns_with_objects(source, travelling),
+        suspects=suspects(source.relation, travelling),
     )
-
-
-def columns_with_objects(source: SourceTable, names: Collection[str]) -> tuple[str, ...]:
-    """Those of the columns whose values are names of objects when they are text (reg* types)."""
-    return tuple(c.name for c in source.relation.columns if c.name in names and names_objects(c.type))
-
-
-def told_of_objects(what: str, objects: Sequence[str]) -> str:
-    """What is done, for messages, with what a name that means nothing there would fail it for."""
-    if not objects:
-        return what
-    return f"{what} (whose values in {', '.join(objects)} name objects that have to exist there, and be the only ones)"
 
 
 def _cast(source: DataType, target: DataType) -> str:

@@ -25,11 +25,11 @@ from cdc.bootstrap.archive.projection import project_rows
 from cdc.bootstrap.archive.rows import Archive, read_rows
 from cdc.bootstrap.archive.toc import Toc, TocEntry
 from cdc.bootstrap.copying import Destination, Job, TargetAccess, in_tries
-from cdc.bootstrap.plan import columns_with_objects, told_of_objects
 from cdc.bootstrap.text_forms import reads_text
 from cdc.routing.route import Route
 from cdc.source.catalog import SourceTable
 from cdc.target.catalog import TargetTable
+from cdc.target.suspects import NOBODY, Suspects, suspects
 from cdc.target.table_plan import plan_table
 from cdc.target.table_shape import TableShape
 
@@ -51,8 +51,8 @@ class TableRestore:
     """The rows of ``entry`` into the target's table of ``route``.
 
     ``indices`` are the places of the wanted columns in an archived row, in the order of ``target_columns``; `None` when
-    rows go as they are. ``encoding`` is PostgreSQL's name for that of the rows, `None` for UTF8. ``objects`` are the
-    columns whose values name objects.
+    rows go as they are. ``encoding`` is PostgreSQL's name for that of the rows, `None` for UTF8. ``suspects`` are
+    columns that may be what the target refuses.
     """
 
     route: Route
@@ -60,7 +60,7 @@ class TableRestore:
     target_columns: tuple[str, ...]
     indices: tuple[int, ...] | None
     encoding: str | None = None
-    objects: tuple[str, ...] = ()
+    suspects: Suspects = NOBODY
 
 
 async def read_uniques(
@@ -142,7 +142,7 @@ def plan_restore(
         target_columns=tuple(names),
         indices=None if as_they_are else tuple(indices),
         encoding=None if toc.encoding == "UTF8" else toc.encoding,
-        objects=columns_with_objects(source, [source.relation.columns[index].name for index in indices]),
+        suspects=suspects(source.relation, [source.relation.columns[index].name for index in indices]),
     )
 
 
@@ -173,8 +173,9 @@ async def _try(
         route.target_table,
         table.target_columns,
         "text",
-        told_of_objects(f"restoring {route.source_name} into {route.target_name}", table.objects),
+        f"restoring {route.source_name} into {route.target_name}",
         table.encoding,
+        suspects=table.suspects,
     )
     await job.session(access)  # before there is a process that would wait for it
     async with aclosing(read_rows(archive, table.entry)) as rows:

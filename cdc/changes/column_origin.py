@@ -18,9 +18,13 @@ class ColumnOrigin:
     once (``pg_attribute.attmissingval``); `None` when it gave none. ``may_be_filled``: those rows may have got values
     all the same, because the column has a default and the table has been rewritten, by that or by something later;
     nothing tells which. ``is_behind_dropped``: a column that stood before it has been dropped, so that it may have come
-    in its place.
+    in its place. ``is_listed``: a publication that is followed, and is somebody else's, sends some columns of its table
+    only, so that it may have left this one out before; ``may_be_unlisted``: there is no such list now, but there may
+    have been one (or the column is computed, and was not sent).
     """
 
     filled_with: str | None
     may_be_filled: bool
     is_behind_dropped: bool
+    is_listed: bool = False
+    may_be_unlisted: bool = False

@@ -41,10 +41,11 @@ class KeyNotSent(Exception):
 
 
 class ValueRefused(Exception):
-    """A value of a column is not as it was planned. Control flow; ``reason`` is a sentence without a value."""
+    """A value of a column is not as it was planned. Control flow; ``reason`` and ``advises`` are `NotAsPlanned`'s."""
 
-    def __init__(self, relation: Relation, column_index: int, reason: str) -> None:
+    def __init__(self, relation: Relation, column_index: int, reason: str, *, advises: bool = False) -> None:
         super().__init__(reason)
+        self.advises = advises
         self.relation = relation
         self.column_index = column_index
         self.reason = reason
@@ -152,7 +153,7 @@ def _translating(
                     value = translate_value(field[4:])
                     row[place] = _LENGTH.pack(len(value)) + value
         except NotAsPlanned as refusal:
-            raise ValueRefused(relation, indices[place], refusal.reason) from None
+            raise ValueRefused(relation, indices[place], refusal.reason, advises=refusal.advises) from None
         return row
 
     return translate

@@ -79,12 +79,14 @@ class Unlike(Exception):
 class NotAsPlanned(Exception):
     """A value is not one that the type can have, as it was when the translation was made.
 
-    Control flow, without a value; ``reason`` says what it means, in a sentence without a full stop.
+    Control flow, without a value; ``reason`` says what it means, in a sentence without a full stop. ``advises``: what
+    is to be done about it is in there, too, and another value of the row would not help.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, advises: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.advises = advises
 
 
 class UnknownObjects(Exception):
@@ -123,8 +125,7 @@ class ObjectOids:
             return value
         if kind == "regclass" and not self.collects:
             raise NotAsPlanned(
-                "it names a table that the source does not have any more, and such a value cannot come as text. Give "
-                "such rows another value at the source, then run cdc resync for the table"
+                "it names a table that the source does not have any more, and such a value cannot come as text"
             )
         return self._number(kind, value)
 
@@ -206,8 +207,7 @@ def as_text(name: str, value: bytes) -> bytes:
 def _not_empty(name: str, value: bytes) -> bytes:
     if is_empty(name, value):
         raise NotAsPlanned(
-            f"it holds an empty {name} inside of another value, and PostgreSQL does not read what it sends of that. "
-            "Leave the column out of the route"
+            f"it holds an empty {name} inside of another value, and PostgreSQL does not read what it sends of that"
         )
     return value
 
@@ -394,7 +394,8 @@ def _finite_interval(value: bytes) -> bytes:
 def _altered(of: str) -> NotAsPlanned:
     return NotAsPlanned(
         f"a value of {of} is made of other parts than that type has: it was altered at the source, perhaps since the "
-        "stream began. Alter it at the target in the same way"
+        "stream began. Alter it at the target in the same way",
+        advises=True,
     )
 
 
@@ -402,5 +403,6 @@ def _has_more(of: str) -> NotAsPlanned:
     return NotAsPlanned(
         f"a value of {of} has more attributes than that type: it was altered at the source, perhaps since the stream "
         "began. Alter it at the target in the same way; where that is done, attributes were dropped after the row was "
-        "written: run cdc resync for its table"
+        "written: run cdc resync for its table",
+        advises=True,
     )

@@ -79,7 +79,7 @@ class SourceCatalog:
     async def read_origins(self, relation: Relation) -> Mapping[str, ColumnOrigin]:
         """How the columns of a relation came to be: asked once for a table that stops."""
         async with self._session() as connection:
-            return (await read_origins(connection, [relation.oid])).get(relation.oid, {})
+            return (await read_origins(connection, [relation.oid], self._source)).get(relation.oid, {})
 
     async def read_types(self, relation: Relation) -> Relation:
         """The relation with its types as they are now: asked for a table that stops, before it goes on."""

@@ -11,17 +11,20 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from rich.text import Text
 
+from cdc.bootstrap.extensions import require_extensions
 from cdc.changes.column_origin import ColumnOrigin
 from cdc.config import Config, TargetConfig, for_asyncpg
-from cdc.errors import CdcError, ConfigurationError
+from cdc.errors import CdcError, ConfigurationError, SetupError
 from cdc.observe.finding import Finding, Severity
 from cdc.routing.route import Route
 from cdc.routing.router import build_routes, unknown_modes
 from cdc.routing.target_routes import TargetRoutes
+from cdc.service.access import open_session
 from cdc.service.sequences import used_by
 from cdc.source import check as source_check
 from cdc.source import heartbeat
@@ -33,6 +36,7 @@ from cdc.source.sequences import SequenceUse, read_sequences
 from cdc.source.slot import LANE_SEPARATOR, Slot, read_slots
 from cdc.target import check as target_check
 from cdc.target import migrations, position
+from cdc.target.definitions import lacking_relations
 from cdc.target.history import SourceHistory, check_history
 from cdc.target.position import TargetState
 from cdc.target.session import connect as connect_target
@@ -90,6 +94,7 @@ async def check(config: Config) -> list[Finding]:
         findings += _unreadable_sequences(config, source)
     for task in at_targets:
         findings += task.result()
+    findings += await _missing_extensions(config, routes)
     if source:
         compared = await _histories(config, source)
         # A target that has stored the same refusal has said it already, as of the time when it was stored.
@@ -105,7 +110,7 @@ async def _look_at_source(config: Config) -> _Source | None:
             config.source.dsn.get_secret_value(), application_name=config.source.application_name
         ) as connection:
             tables = {table.name: table for table in await read_published_tables(connection, config.source)}
-            origins = await read_origins(connection, [table.relation.oid for table in tables.values()])
+            origins = await read_origins(connection, [table.relation.oid for table in tables.values()], config.source)
             asked = any(target.sequences == "sync" for target in config.targets.values())
             sequences = await read_sequences(connection) if asked else []
             return _Source(tables, origins, await read_slots(connection, config.source.slot), sequences)
@@ -169,6 +174,29 @@ def _unreadable_sequences(config: Config, source: _Source) -> Iterator[Finding]:
         message = 'it may not be read, so that it does not follow at the targets that ask for it (sequences = "sync")'
         mend = f"GRANT SELECT ON SEQUENCE {name} TO …; -- the role that cdc connects as; and USAGE on its schema"
         yield Finding(Severity.WARNING, "source", f"sequence {name}", message, mend)
+
+
+async def _missing_extensions(config: Config, routes: Mapping[str, tuple[Route, ...]]) -> list[Finding]:
+    """What a bootstrap would refuse: extensions that following targets lack. One that has all its tables needs none."""
+    findings: list[Finding] = []
+    for name, target in config.targets.items():
+        if not target.follows or not routes[name]:
+            continue
+        with suppress(CdcError):  # the checks of the source and of the target have said why
+            session = await open_session(config, name)
+            try:
+                wanted = [(route.target_schema, route.target_table) for route in routes[name]]
+                if not await lacking_relations(session, wanted):
+                    continue
+                dsn, application = config.source.dsn.get_secret_value(), config.source.application_name
+                async with await connect_source(dsn, application_name=application) as connection:
+                    left_out = await require_extensions(config, connection, {name: (session, routes[name])})
+                findings += [Finding(Severity.WARNING, name, "extensions", warning) for warning in left_out]
+            except SetupError as refused:
+                findings.append(Finding(Severity.ERROR, name, "extensions", str(refused), refused.sql))
+            finally:
+                await session.close()
+    return findings
 
 
 async def _histories(config: Config, source: _Source) -> list[Finding]:

@@ -352,6 +352,7 @@ class Delivery:
                     continue
             self.metrics.state(self.health.state)
             if self.is_aside:
+                await owned.save()
                 restart(f"target {self.name} is back")
                 return
             if self._closing.is_set():

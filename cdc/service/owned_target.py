@@ -417,6 +417,7 @@ class OwnedTarget:
             return []
         resumed = [stop.table for stop in due if await self._fits_now(stop)]
         if resumed:
+            await self.save()  # what waits here, such as counters, would be lost with this session
             async with self.fenced():
                 for table in resumed:
                     await table_state.resume(self._session, self._key, split(table))

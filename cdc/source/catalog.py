@@ -17,6 +17,7 @@ from cdc.changes.column_origin import ColumnOrigin
 from cdc.changes.generated_column import GeneratedColumn
 from cdc.changes.relation import Column, DataType, Relation, ReplicaIdentity
 from cdc.changes.type_rows import TypeKey, TypeRow, described
+from cdc.config import SourceConfig
 from cdc.errors import SetupError, SourceUnavailable
 from cdc.identifiers import quote_qualified
 from cdc.source.connection import Connection, source_errors
@@ -228,14 +229,16 @@ Origins = dict[str, ColumnOrigin]
 """How the columns of one table came to be, by their names."""
 
 
-async def read_origins(connection: Connection, table_oids: Collection[int]) -> dict[int, Origins]:
+async def read_origins(connection: Connection, table_oids: Collection[int], source: SourceConfig) -> dict[int, Origins]:
     """How the columns of these tables came to be, by the table's oid. A table that is gone is not in the answer."""
+    theirs = [] if source.manage_publications else list(source.publication_names)
+    parameters = {"tables": sorted(table_oids), "publications": theirs}
     with source_errors("describe the columns of its tables"):
-        cursor = await connection.execute(statements.load("source", "column_origins"), {"tables": sorted(table_oids)})
+        cursor = await connection.execute(statements.load("source", "column_origins"), parameters)
         rows = await cursor.fetchall()
     origins: dict[int, Origins] = {}
-    for oid, name, filled_with, may_be_filled, is_behind_dropped in rows:
-        origins.setdefault(oid, {})[name] = ColumnOrigin(filled_with, may_be_filled, is_behind_dropped)
+    for oid, name, *origin in rows:
+        origins.setdefault(oid, {})[name] = ColumnOrigin(*origin)
     return origins
 
 

@@ -81,6 +81,8 @@ def _partition_findings(table: SourceTable) -> Iterable[Finding]:
                 "published; its updates and deletes do not reach any target"
             )
             mend = f"{leaf.full_identity_sql}  -- or, better: a primary key of the whole table"
+            if leaf.lacks_generated:
+                mend = _key_instead_of_full(table, quote_qualified(leaf.leaf.schema, leaf.leaf.name))
             yield _finding(Severity.WARNING, subject, message, mend)
         elif leaf.why_alike is not None:
             yield _finding(Severity.ERROR, subject, leaf.why_alike, leaf.full_identity_sql)
@@ -111,10 +113,23 @@ def _identity_mend(table: SourceTable, name: str) -> str:
         if index == table.primary_key_name:
             return f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT;"
         return f"ALTER TABLE {name} REPLICA IDENTITY USING INDEX {quote(index)};"
+    if table.lacks_generated:
+        return _key_instead_of_full(table, name)
     full = f"ALTER TABLE {name} REPLICA IDENTITY FULL;"
+    if table.generated and not table.primary_key:
+        return f"ALTER TABLE {name} ADD PRIMARY KEY (…);  -- or, before PostgreSQL 18: {full}"
     if table.primary_key:
         return f"{full}  -- or make the primary key not deferrable"
     return f"{full}  -- or, better: ALTER TABLE {name} ADD PRIMARY KEY (…);"
+
+
+def _key_instead_of_full(table: SourceTable, identified: str) -> str:
+    """What mends a replica identity that is FULL already and does not do (generated columns, on 18)."""
+    default = f"ALTER TABLE {identified} REPLICA IDENTITY DEFAULT;"
+    if table.primary_key:
+        return f"-- make the primary key not deferrable, and one without generated columns, then:\n{default}"
+    name = quote_qualified(table.relation.schema, table.relation.name)
+    return f"ALTER TABLE {name} ADD PRIMARY KEY (…); {default}"
 
 
 async def read_checked_tables(

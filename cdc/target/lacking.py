@@ -79,8 +79,21 @@ class ColumnsLacking(TableStopped):
         if old is None:
             return self._stop(f"{sentence} {said}", sql)
         (new,) = self._columns
+        if origins is not None and old in origins:
+            # It is there and is not sent: a publication lists columns, or another column has the name by now.
+            sentence += (
+                f" The source's table still has {old}, but does not send it with its rows, so rows that are there "
+                f"already may have values of {new.name} at the source that are not streamed: {self._added_then_read()}"
+            )
+            return self._stop(sentence, self._added_to_read())
         rename = self._alter(f"RENAME COLUMN {quote(old)} TO {quote(new.name)}")
-        origin = None if origins is None else origins.get(new.source_name)
+        if origins is None:
+            sentence += (
+                f" Rows do not bring {old} any more, which is of the same type: either it was renamed to {new.name} at "
+                f"the source, or {new.name} is new. If it is new: {_uncapitalised(said)}"
+            )
+            return self._stop(sentence, f"-- if {old} was renamed:\n{rename};\n-- if {new.name} is new:\n{sql}")
+        origin = origins.get(new.source_name)
         if origin is not None and origin.is_behind_dropped:
             # Either is wrong for the rows that are there if it was the other; nobody but the operator can tell.
             sentence += (
@@ -100,9 +113,17 @@ class ColumnsLacking(TableStopped):
             said = "Rows that it has already get no value of them: a DEFAULT of the source has to be given here, too."
             return said, self._added({})
         known = {column.name: origins.get(column.source_name) for column in self._columns}
+        table = self._route.source_name
+        listed = [name for name, origin in known.items() if origin is not None and origin.is_listed]
+        if listed:
+            said = (
+                f"The publication is somebody else's and sends some of the source's columns only: if it left out "
+                f"{', '.join(listed)} before, rows that are there already may have values that are not streamed: "
+                f"{self._added_then_read()}"
+            )
+            return said, self._added_to_read()
         unknown = [name for name, origin in known.items() if origin is not None and origin.may_be_filled]
         if unknown:
-            table = self._route.source_name
             said = (
                 f"Rows that are there already may have got values of {', '.join(unknown)} that are not streamed (a "
                 "default that was computed for each row, or a rewrite of the table after it), so the table has to be "
@@ -114,12 +135,19 @@ class ColumnsLacking(TableStopped):
             for name, origin in known.items()
             if origin is not None and origin.filled_with is not None
         }
-        if not filled:
-            return "Rows that are there already have no value of them at the source either.", self._added({})
-        said = (
-            f"Rows that were there already got a default for {', '.join(filled)}, which is not streamed; the SQL gives "
-            "them the same."
-        )
+        said = "Rows that are there already have no value of them at the source either."
+        if filled:
+            said = (
+                f"Rows that were there already got a default for {', '.join(filled)}, which is not streamed; the SQL "
+                "gives them the same."
+            )
+        unlisted = [name for name, origin in known.items() if origin is not None and origin.may_be_unlisted]
+        if unlisted:
+            said = (
+                f"If they are new: {_uncapitalised(said)} If the publication, which is somebody else's, did not send "
+                f"{', '.join(unlisted)} before: rows that are there already may have values that are not streamed; to "
+                f"fill them, too, {load_table_again(table, self._target)}."
+            )
         return said, self._added(filled)
 
     def _renamed(self, formerly: Collection[str] | None) -> str | None:
@@ -137,6 +165,14 @@ class ColumnsLacking(TableStopped):
                 for column in self._columns
             )
         )
+
+    def _added_then_read(self) -> str:
+        again = load_table_again(self._route.source_name, self._target)
+        return f"run the SQL, and then load the table again ({again})."
+
+    def _added_to_read(self) -> str:
+        """Added first: a table that still has another column is read again where it is, and not replaced."""
+        return f"{self._added({})};  -- and then: {resync_command(self._route.source_name, self._target)}"
 
     def _alter(self, action: str) -> str:
         return f"ALTER TABLE {quote_qualified(self._route.target_schema, self._route.target_table)} {action}"

@@ -18,15 +18,14 @@ from enum import Enum
 
 import asyncpg
 
-from cdc.changes.relation import DataType
 from cdc.changes.row_reader import ValueRefused
 from cdc.changes.transaction import Kind, Part
-from cdc.changes.translation import names_objects
 from cdc.errors import BatchRejected, ReadAgain, ServerError, TableStopped, TransientError
 from cdc.routing.route import Route
 from cdc.target.catalog import TargetTable
 from cdc.target.remedies import load_table_again
 from cdc.target.session import server_error, translate
+from cdc.target.suspects import NOT_SUPPORTED, suspects
 from cdc.target.table_plan import TablePlan
 from cdc.target.table_shape import TableShape
 
@@ -259,9 +258,14 @@ def unfit_verdict(unfit: Unfit, part: Part, plan: TablePlan, target: str, role: 
         sentence = f"it, or a column or type of it, is not what the rows need ({unfit.server}). Run cdc check."
     else:
         sentence = f"the server refuses to write to it ({unfit.server})."
-    objects = [column.name for column in plan.relation.columns if names_objects(column.type)]
-    if objects:
-        sentence += f" Values of {', '.join(objects)} name objects, which have to exist there, too."
+    found = suspects(plan.relation, [column.name for column in plan.relation.columns])
+    if found.xml and unfit.server.sqlstate == NOT_SUPPORTED:
+        sentence += (
+            f" Values of {', '.join(found.xml)} are xml, which a server that was built without libxml does not take: "
+            "leave these columns out of the route, or use another build of the server."
+        )
+    elif found.objects and unfit.server.sqlstate != NOT_SUPPORTED:
+        sentence += f" Values of {', '.join(found.objects)} name objects, which have to exist there, too."
     return TableStopped(
         f"{where}: {sentence}",
         server=unfit.server,
@@ -274,9 +278,16 @@ def unfit_verdict(unfit: Unfit, part: Part, plan: TablePlan, target: str, role: 
 def value_verdict(refused: ValueRefused, part: Part, plan: TablePlan, target: str) -> TableStopped:
     """What the applier says of a value that is not as it was planned."""
     column = plan.relation.columns[refused.column_index]
+    mend = ""
+    if not refused.advises:
+        again = load_table_again(plan.source_table, target)
+        mend = (
+            " Give such rows another value at the source, then load the table again, because the value stays in the "
+            f"stream: {again}. Or leave the column out of the route."
+        )
     return TableStopped(
         f"target {target}: table {plan.route.target_name} (from {plan.route.source_name}): column {column.name} of a "
-        f"row of the transaction at {part.commit_lsn} (xid {part.xid}): {refused.reason}.",
+        f"row of the transaction at {part.commit_lsn} (xid {part.xid}): {refused.reason}. {_known_by(plan)}.{mend}",
         source_table=plan.source_table,
         commit_lsn=part.commit_lsn,
         xid=part.xid,
@@ -296,8 +307,7 @@ def lacks_rights(route: Route, table: TargetTable, target: str, role: str, serve
 
 def _fitting(plan: TablePlan) -> str:
     """Where to look for a value that does not fit, and what can be done, without the value."""
-    key = ", ".join(plan.shape.columns[place].name for place in plan.shape.key)
-    known = f"Its rows are known by {key}" if key else "Its rows have no key"
+    known = _known_by(plan)
     if not plan.differing:
         return f"{known}; every column has the source's type, so look at the checks of its types."
     return (
@@ -306,23 +316,22 @@ def _fitting(plan: TablePlan) -> str:
     )
 
 
+def _known_by(plan: TablePlan) -> str:
+    key = ", ".join(plan.shape.columns[place].name for place in plan.shape.key)
+    return f"Its rows are known by {key}" if key else "Its rows have no key"
+
+
 def _unknown_label(plan: TablePlan, which: str, server: ServerError) -> tuple[str, str | None]:
     """A value that is no label of the target's enum (hazard 13); which one, only an administrator may look at."""
-    enums = [(column.name, enum) for column in plan.relation.columns for enum in dict.fromkeys(_enums_in(column.type))]
-    if not enums:
+    if not plan.enums:
         return f"a row of {which} has a value that the target's table cannot take ({server}). {_fitting(plan)}", None
-    names = ", ".join(f"{column} ({enum.sql})" for column, enum in enums)
-    sql = "; ".join(f"ALTER TYPE {enum.sql} ADD VALUE '<label>'" for enum in dict.fromkeys(enum for _, enum in enums))
-    other = f" Unless it is a value that does not fit: {_fitting(plan)}" if plan.differing else ""
+    names = ", ".join(f"{column} ({enum.sql})" for column, enum in plan.enums)
+    sql = "; ".join(
+        f"ALTER TYPE {enum.sql} ADD VALUE '<label>'" for enum in dict.fromkeys(enum for _, enum in plan.enums)
+    )
+    other = f"Unless it is a value that does not fit: {_fitting(plan)}" if plan.differing else f"{_known_by(plan)}."
     return (
-        f"a row of {which} has a label that an enum type does not have at the target; its enum columns: {names}. "
-        f"Add the labels that the source's type has and this one lacks.{other}",
+        f"a row of {which} has a label that an enum type does not have at the target ({server}); its enum columns: "
+        f"{names}. Add the labels that the source's values have and this type lacks. {other}",
         sql,
     )
-
-
-def _enums_in(data_type: DataType) -> Iterator[DataType]:
-    if data_type.kind == "e":
-        yield data_type
-    for part in data_type.parts:
-        yield from _enums_in(part)

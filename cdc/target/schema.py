@@ -19,18 +19,23 @@ from cdc import statements
 from cdc.changes.collation import Collation
 from cdc.changes.generated_column import GeneratedColumn
 from cdc.changes.relation import DataType, Relation
+from cdc.errors import SetupError
 from cdc.identifiers import quote, quote_list, quote_qualified
 from cdc.routing.projection import project
 from cdc.routing.route import Route
 from cdc.target.deletion_column import TIMESTAMPTZ
 from cdc.target.new_types import create_schema, create_types
-from cdc.target.session import Session, target_errors
+from cdc.target.session import Session, server_error, target_errors
+from cdc.target.suspects import NOT_SUPPORTED
 
 VIRTUAL_COLUMNS = 180_000
 """The first version with columns that are computed when they are read."""
 
 _CANNOT_COMPUTE = ("0A", "3F", "42")
 """Classes of SQLSTATE that an expression gives whose function, type, schema or column is missing, or not allowed."""
+
+_LACKS_LOCALE = (NOT_SUPPORTED, "22023", "42704")
+"""What CREATE COLLATION says of a provider that the server was built without, and of a locale that its system lacks."""
 
 _log = structlog.get_logger(__name__)
 
@@ -145,7 +150,7 @@ async def create_table(session: Session, table: NewTable) -> bool:
             await create_schema(connection, table.schema)
             await create_types(session, (column.type for column in table.columns))
             collations = {column.collation for column in table.columns if column.collation is not None}
-            lacking = {collation for collation in collations if not await _create_collation(connection, collation)}
+            lacking = {collation for collation in collations if not await _create_collation(session, table, collation)}
             await _create_computing(session, table, lacking)
     return True
 
@@ -224,8 +229,12 @@ async def _exists(connection: asyncpg.Connection, schema: str, table: str) -> bo
     return bool(found)
 
 
-async def _create_collation(connection: asyncpg.Connection, collation: Collation) -> bool:
-    """See that the target has a collation; false where it is one of the server's own that this server lacks."""
+async def _create_collation(session: Session, table: NewTable, collation: Collation) -> bool:
+    """See that the target has a collation; false where it is one of the server's own that this server lacks.
+
+    Raises `SetupError` where the server has not what it is made of.
+    """
+    connection = session.connection
     exists = "SELECT pg_catalog.to_regcollation($1) IS NOT NULL"
     if await connection.fetchval(exists, collation.sql_name):
         return True
@@ -233,5 +242,17 @@ async def _create_collation(connection: asyncpg.Connection, collation: Collation
         _log.warning("the target's server lacks a collation; columns are created without it", collation=collation.name)
         return False
     await create_schema(connection, collation.schema)
-    await connection.execute(f"CREATE COLLATION {collation.sql_name} ({collation.definition})")
+    try:
+        await connection.execute(f"CREATE COLLATION {collation.sql_name} ({collation.definition})")
+    except asyncpg.PostgresError as error:
+        if error.sqlstate not in _LACKS_LOCALE:
+            raise
+        columns = ", ".join(column.name for column in table.columns if column.collation == collation)
+        raise SetupError(
+            f"{session.where}: table {table.schema}.{table.name}: the collation {collation.schema}.{collation.name} of "
+            f"its column {columns} cannot be created there, because the server lacks what it is made of "
+            f"({collation.definition}; SQLSTATE {error.sqlstate}). Leave the column out of the route, create a "
+            "collation of that name there, or use another build of the server.",
+            server=server_error(error),
+        ) from None
     return True

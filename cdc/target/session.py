@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -207,12 +207,16 @@ def _address(dsn: str) -> str | None:
 
 
 @contextmanager
-def target_errors(what: str, where: str) -> Iterator[None]:
-    """Turn whatever the driver raises inside into a `CdcError`, without the driver's error in its traceback."""
+def target_errors(what: str, where: str, told: Callable[[str | None], str] | None = None) -> Iterator[None]:
+    """Turn whatever the driver raises inside into a `CdcError`, without the driver's error in its traceback.
+
+    ``told`` gives what an SQLSTATE means for this work, to follow ``what``.
+    """
     try:
         yield
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError) as error:
-        raise translate(error, what, where) from None
+        remark = "" if told is None else told(getattr(error, "sqlstate", None))
+        raise translate(error, what + remark, where) from None
 
 
 def is_driver_error(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ statement is built from. Relations that are routed to one table alike share one 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from cdc.changes.relation import DataType, Relation, ReplicaIdentity
@@ -42,7 +42,8 @@ class TablePlan:
     """How the rows of ``relation`` get into one table of a target. Compared by identity.
 
     ``is_shared`` says that other relations are routed to the same table, ``version`` which state of the table it was
-    made for (cdc.target.table_version). ``differing`` are the columns whose types differ, each with both, for messages.
+    made for (cdc.target.table_version). ``differing`` are the columns whose types differ, each with both, for messages;
+    ``enums`` the target's columns that travel and hold enums, each with the enum, as the target knows it.
     ``names_objects``: values that travel name objects, which are looked up first (cdc.target.object_oids).
     ``key_objects`` reads those columns of them by which rows are found; `None` where there are none.
     """
@@ -54,6 +55,7 @@ class TablePlan:
     is_shared: bool = False
     version: str = ""
     differing: tuple[str, ...] = ()
+    enums: tuple[tuple[str, DataType], ...] = ()
     names_objects: bool = False
     key_objects: RowReader | None = None
 
@@ -172,6 +174,7 @@ def plan_table(
         reader,
         is_shared,
         differing=_differing(relation, found, projection),
+        enums=tuple(_enums(found, projection)),
         names_objects=bool(named),
         key_objects=_objects_reader(relation, wire, known_by, planner.objects) if known_by else None,
     )
@@ -186,6 +189,20 @@ def _objects_reader(relation: Relation, wire: bytes, indices: Sequence[int], obj
     }
     asking = {place: translate for place, translate in found.items() if translate is not None}
     return row_reader(relation, wire, tuple(indices), (), asking)
+
+
+def _enums(table: TargetTable, projection: Projection) -> Iterator[tuple[str, DataType]]:
+    for name in projection.target_columns:
+        column = table.column(name)
+        if column is not None:
+            yield from ((name, enum) for enum in dict.fromkeys(_enums_in(column.type)))
+
+
+def _enums_in(data_type: DataType) -> Iterator[DataType]:
+    if data_type.kind == "e":
+        yield data_type
+    for part in data_type.parts:
+        yield from _enums_in(part)
 
 
 def _differing(relation: Relation, table: TargetTable, projection: Projection) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ import pytest
 
 from cdc.bootstrap.extensions import require_extensions
 from cdc.errors import SetupError
+from cdc.observe.finding import Finding, Severity
+from cdc.service import checkup
 from cdc.source.connection import connect as connect_source
 from tests.conftest import MakeDatabase
 from tests.database import Database
@@ -55,6 +57,27 @@ async def test_missing_extensions_can_be_skipped_with_what_needs_them(
         assert "they are left out" in trgm
         assert len(await built.build()) == 3
         assert built.indexes().keys() == {"users_pkey", "users_name"}
+
+
+async def test_a_check_says_what_the_load_would_refuse(source: Database, make_target: MakeDatabase) -> None:
+    source.execute(SOURCE)
+
+    async def found(built: Stage) -> list[Finding]:
+        return [one for one in await checkup.check(built.config) if one.subject == "extensions"]
+
+    async with stage(source, make_target(), bootstrap={"missing_extensions": "skip"}) as built:
+        built.target.execute("DROP TABLE users")
+        gist, trgm = await found(built)
+        assert gist.severity is trgm.severity is Severity.WARNING
+        assert "they are left out" in trgm.message
+    async with stage(source, make_target()) as built:
+        assert await found(built) == []  # its table is there, so nothing is created
+        built.target.execute("DROP TABLE users")
+        (refused,) = await found(built)
+        assert (refused.stops, refused.where) == (True, "internal")
+        assert "target internal lacks the extension pg_trgm" in refused.message
+        built.target.execute(refused.mend or "")
+        assert await found(built) == []
 
 
 async def test_a_column_whose_type_is_missing_is_refused_unless_it_is_not_routed(

@@ -10,6 +10,7 @@ import pytest
 
 from cdc.config import SourceConfig
 from cdc.errors import SetupError
+from cdc.service import checkup
 from cdc.source.connection import connect
 from cdc.source.published import read_published_tables
 from tests.conftest import MakeDatabase
@@ -175,6 +176,50 @@ async def test_column_lists_that_begin_to_differ_end_the_stream_with_a_sentence(
         pipeline.configure()
         await pipeline.start()
         await pipeline.until(lambda: target.fetch("SELECT id, a FROM t") == [(1, 1)], "the change has arrived")
+
+
+async def test_a_column_list_that_changes_is_not_taken_for_a_renamed_column(
+    source: Database, make_target: MakeDatabase
+) -> None:
+    needs(source, 15, "row filters and column lists")
+    tables = ("other", "more", "whole")
+    for table in tables:
+        source.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, b text, secret text)")
+        source.execute(f"INSERT INTO {table} SELECT n, 'b' || n, 's' || n FROM generate_series(1, 3) n")
+    source.execute("CREATE PUBLICATION p1 FOR TABLE other (id, b), more (id), whole (id, b)")
+    target = make_target()
+    async with Pipeline(
+        source, {"internal": follow(target)}, manage_publications=False, publications=["p1"]
+    ) as pipeline:
+        await pipeline.load()
+        await pipeline.start()
+        source.execute("ALTER PUBLICATION p1 SET TABLE other (id, secret), more (id, secret), whole")
+        source.execute("".join(f"UPDATE {table} SET secret = 'new' WHERE id = 2;" for table in tables))
+        states = {table: await pipeline.table_in_state("internal", f"public.{table}", "stopped") for table in tables}
+        reasons = {table: state.reason or "" for table, state in states.items()}
+        assert (
+            "still has b, but does not send it with its rows, so rows that are there already may have values of"
+            in (reasons["other"])
+        )
+        assert (
+            "if it left out secret before, rows that are there already may have values that are not"
+            in (reasons["more"])
+        )
+        assert "If the publication, which is somebody else's, did not send secret before" in reasons["whole"]
+        assert "if they are new: rows that are there already have no value" in reasons["whole"].lower()
+        for table, state in states.items():
+            command = f"cdc resync public.{table} --target internal"
+            assert f"`{command}`" in reasons[table]
+            sql = f'ALTER TABLE "public"."{table}" ADD COLUMN "secret" text'
+            assert state.mend == (sql if table == "whole" else f"{sql};  -- and then: {command}")
+            (found,) = [one for one in await checkup.check(pipeline.config) if one.subject == f"public.{table}"]
+            assert found.message == state.reason
+            assert state.mend is not None
+            target.execute(state.mend)
+            status, printed = await pipeline.cdc(*command.split()[1:])
+            assert status == 0, printed
+            query = f"SELECT id, secret FROM {table} ORDER BY id"
+            assert target.fetch(query) == source.fetch(query) == [(1, "s1"), (2, "new"), (3, "s3")]
 
 
 async def test_values_that_the_source_computes_and_publishes_arrive(

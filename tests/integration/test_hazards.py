@@ -245,9 +245,9 @@ async def test_hazard_13_an_unknown_label_stops_its_table_until_it_is_added(
         with source.transaction():
             source.execute("INSERT INTO people VALUES (2, 'glad'), (3, 'so-so'); INSERT INTO others VALUES (1)")
         state = await pipeline.table_in_state("internal", "public.people", "stopped")
-        assert "has a label that an enum type does not have at the target; its enum columns: mood" in (
-            state.reason or ""
-        )
+        assert "has a label that an enum type does not have at the target (SQLSTATE 22P02" in (state.reason or "")
+        assert "; its enum columns: mood (public.mood)." in (state.reason or "")
+        assert "Its rows are known by id." in (state.reason or "")
         assert state.sqlstate == "22P02"
         assert (state.mend or "").startswith("ALTER TYPE public.mood ADD VALUE")
         source.execute("UPDATE people SET mood = 'glad' WHERE id = 1; INSERT INTO others VALUES (2)")

@@ -17,6 +17,7 @@ from cdc.source.connection import connect
 from cdc.source.replication import ReplicationConnection
 from tests.conftest import MakeRole, MakeServer
 from tests.database import Database
+from tests.servers import needs
 
 ROUTED = ["public.t"]
 
@@ -136,6 +137,36 @@ async def test_hazard_01_a_table_without_identity_gets_the_sql_that_gives_it_one
     assert mend in (found.mend or "")
     source.execute(found.mend or "")
     assert (await find(config, "tables", ["public.k"])).severity is Severity.OK
+
+
+@pytest.mark.parametrize("key", ["", ", PRIMARY KEY (id) DEFERRABLE"])
+async def test_a_table_that_is_full_already_is_not_told_to_become_it(
+    source: Database, config: SourceConfig, key: str
+) -> None:
+    needs(source, 18, "the refusal to publish updates of FULL with generated columns")
+    columns = f"(id int, twice int GENERATED ALWAYS AS (id * 2) STORED{key})"
+    source.execute(f"CREATE TABLE public.g {columns}; CREATE TABLE public.p {columns} PARTITION BY RANGE (id)")
+    source.execute("CREATE TABLE public.l PARTITION OF public.p FOR VALUES FROM (0) TO (9)")
+
+    async def warnings(table: str) -> list[Finding]:
+        findings = await check(config, pipeline="cdc", routed=[f"public.{table}"])
+        return [one for one in findings if one.subject == f"table public.{table}" and one.severity is Severity.WARNING]
+
+    if not key:
+        (found,) = await warnings("g")
+        assert (found.mend or "").startswith(
+            'ALTER TABLE "public"."g" ADD PRIMARY KEY (…);  -- or, before PostgreSQL 18'
+        )
+    source.execute("ALTER TABLE g REPLICA IDENTITY FULL; ALTER TABLE l REPLICA IDENTITY FULL")
+    for table in ("g", "p"):
+        found, *_ = await warnings(table)
+        assert "updates and deletes do not reach any target" in found.message
+        assert "REPLICA IDENTITY FULL" not in (found.mend or "")
+        if key:
+            assert "make the primary key not deferrable" in (found.mend or "")
+            source.execute(f"ALTER TABLE {table} DROP CONSTRAINT {table}_pkey, ADD PRIMARY KEY (id)")
+        source.execute((found.mend or "").replace("(…)", "(id)"))
+        assert await warnings(table) == []
 
 
 async def test_columns_that_the_source_computes_itself_are_named(source: Database, config: SourceConfig) -> None:

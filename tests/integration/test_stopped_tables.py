@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
+
+from cdc.service import owned_target
 from tests.conftest import MakeDatabase
 from tests.database import Database
 from tests.pipeline import Pipeline, follow
+from tests.resync import Replicated
 
 TABLES = """
 CREATE TABLE a (id int PRIMARY KEY, v int); INSERT INTO a VALUES (1, 1), (2, 2);
@@ -73,3 +79,25 @@ async def test_a_table_that_takes_the_name_of_another_stops_and_says_so(
         assert stopped.reason
         assert "another table has taken the name public.a" in stopped.reason
         assert target.fetchval("SELECT count(*) FROM a") == 2
+
+
+async def test_counters_outlive_a_stream_that_starts_anew_for_a_stopped_table(
+    source: Database, make_target: MakeDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owned_target, "COUNTERS_EVERY_S", 3600)
+    source.execute("CREATE TABLE stops (id int PRIMARY KEY); CREATE TABLE others (id int PRIMARY KEY, v int)")
+    pipeline = Replicated(source, make_target())
+    await pipeline.load()
+    async with pipeline.worker():
+        source.execute("ALTER TABLE stops ADD COLUMN v int; INSERT INTO stops VALUES (1, 1)")
+        source.execute(
+            "INSERT INTO others SELECT n, n FROM generate_series(1, 5) n; UPDATE others SET v = 0 WHERE id < 4"
+        )
+        source.execute("DELETE FROM others WHERE id = 5")
+        await pipeline.assert_equal("others")
+        pipeline.target.execute("ALTER TABLE stops ADD COLUMN v int")
+        async with asyncio.timeout(30):
+            while not pipeline.rows(pipeline.target, "stops"):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    counted = "SELECT source_table, inserted, updated, deleted FROM cdc.target_table ORDER BY 1"
+    assert pipeline.target.fetch(counted) == [("others", 5, 3, 1), ("stops", 1, 0, 0)]

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from cdc.changes.collation import Collation
+from cdc.changes.relation import DataType
 from cdc.errors import SetupError
 from cdc.routing.route import Route
 from cdc.source import catalog as source_catalog
@@ -17,6 +19,8 @@ from cdc.target.schema import NewTable
 from cdc.target.session import Session, connect
 from tests.conftest import MakeDatabase, MakeRole
 from tests.database import Database
+
+TEXT = DataType(25, "pg_catalog", "text", "text")
 
 SOURCE = """
 CREATE SCHEMA learning;
@@ -178,3 +182,20 @@ async def test_without_the_right_to_create_the_error_says_so(
     with pytest.raises(SetupError, match="lacks a right"):
         await schema.create_table(session, table)
     await session.close()
+
+
+async def test_a_collation_that_the_server_cannot_make_is_named_with_its_column(session: Session) -> None:
+    """A server without ICU makes none of ICU's; one that has it lacks another locale."""
+    has_icu = await session.connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_collation WHERE collname LIKE '%-x-icu')"
+    )
+    definition = "provider = libc, locale = 'no_such_locale'" if has_icu else "provider = icu, locale = 'und'"
+    theirs = Collation("ours", "theirs", definition)
+    columns = (schema.NewColumn("id", TEXT, True), schema.NewColumn("name", TEXT, False, theirs))
+    with pytest.raises(SetupError, match=r"the collation ours\.theirs of its column name cannot be created") as refused:
+        await schema.create_table(session, schema.NewTable("public", "t", columns, ("id",)))
+    assert "Leave the column out of the route" in str(refused.value)
+    assert "table public.t" in str(refused.value)
+    assert refused.value.server is not None
+    assert f"SQLSTATE {refused.value.server.sqlstate}" in str(refused.value)
+    assert await session.connection.fetchval("SELECT to_regnamespace('ours')") is None

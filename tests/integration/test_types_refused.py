@@ -185,11 +185,16 @@ async def test_a_live_copy_says_which_columns_name_objects_that_may_be_missing(
         source.execute("CREATE TABLE secret_name (); CREATE TABLE t (id int PRIMARY KEY, object regclass)")
         source.execute("INSERT INTO t VALUES (1, 'secret_name')")
         await ways.create("public.t")
-        for bring in (ways.copy_live, ways.restore):
+        for way, bring in (("live", ways.copy_live), ("backup", ways.restore)):
             with pytest.raises(CdcError) as refused:
                 await bring("public.t")
             assert "whose values in object name objects that have to exist there" in str(refused.value)
             assert "secret_name" not in str(refused.value)
+            # What is refused for another reason is not laid on them.
+            ways.targets[way].execute("CREATE TABLE secret_name (); ALTER TABLE t ADD CHECK (object IS NULL)")
+            with pytest.raises(CdcError, match="23514") as refused:
+                await bring("public.t")
+            assert "name objects" not in str(refused.value)
 
 
 @pytest.mark.parametrize("data_type", ["tsquery", "oidvector", "int2vector"])
@@ -205,6 +210,7 @@ async def test_what_postgresql_does_not_read_back_inside_of_a_value_stops_the_ta
     ) as e:
         await replica.apply(parts)
     assert e.value.commit_lsn == parts[1].commit_lsn
+    assert "Its rows are known by id. Give such rows another value" in str(e.value)
 
 
 @pytest.mark.parametrize("theirs", ["interval", "text"])
@@ -243,8 +249,37 @@ async def test_an_infinite_interval_stops_the_table_of_a_target_that_has_none(
     await replica.deliver()
     for value in (f"{longest}, NULL", f"NULL, ARRAY['1 day', {longest}]"):
         source.execute(f"INSERT INTO t VALUES (2, {value}); DELETE FROM t WHERE id = 2")
-        with pytest.raises(TableStopped, match="an interval is infinite"):
+        with pytest.raises(TableStopped, match="an interval is infinite") as stopped:
             await replica.deliver()
+        assert "Its rows are known by id. Give such rows another value at the source, then load the table" in (
+            str(stopped.value)
+        )
+        assert "run `cdc resync public.t --target warehouse`" in str(stopped.value)
+        assert str(stopped.value).endswith("Or leave the column out of the route.")
+
+
+async def test_an_unknown_label_names_the_enums_of_the_target(make_replica: MakeReplica, source: Database) -> None:
+    enums = "CREATE TYPE mood AS ENUM ('sad');"
+    replica = await make_replica(
+        f"{enums} CREATE TABLE t (id int PRIMARY KEY, e mood, tx text)",
+        "CREATE SCHEMA w; CREATE TYPE w.mood AS ENUM ('sad'); CREATE TABLE t (id int PRIMARY KEY, e text, tx w.mood)",
+        follows=False,
+    )
+    source.execute("INSERT INTO t VALUES (1, 'sad', 'sad')")
+    await replica.deliver()
+    source.execute("UPDATE t SET tx = 'secret label'")
+    parts = await replica.record()
+    with pytest.raises(TableStopped) as stopped:
+        await replica.apply(parts)
+    message = str(stopped.value)
+    assert "does not have at the target (SQLSTATE 22P02" in message
+    assert "; its enum columns: tx (w.mood)." in message
+    assert "Its rows are known by id" in message
+    assert "secret" not in message
+    assert str(parts[0].commit_lsn) in message
+    assert stopped.value.sql == "ALTER TYPE w.mood ADD VALUE '<label>'"
+    replica.target.execute((stopped.value.sql or "").replace("<label>", "secret label"))
+    await replica.apply(parts)
 
 
 async def test_a_value_of_many_megabytes_arrives(source: Database, make_target: MakeDatabase) -> None:
