@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from cdc.changes.accumulator import Accumulator, UnknownTypes
 from cdc.errors import CdcError
+from cdc.service import column_looks
 from cdc.source.catalog import describe_types
+from cdc.source.column_numbers import NOTHING_SEEN
 from cdc.source.connection import Connection
 from cdc.source.partitions import SourceLeaf, find_places, read_leaves, read_marks
 
@@ -33,11 +35,14 @@ class PartitionWatch:
         self._marks: dict[int, str] = {}
         self._leaves: Leaves = {}
         self._is_stale = False
+        self._columns = NOTHING_SEEN
 
     async def watch(self, catalog: Connection, deliveries: Sequence[Delivery]) -> None:
         """Look until cancelled. Raises what the source says."""
         while True:
             await self.look(catalog, deliveries)
+            leaves = {one.leaf.oid for of in self._leaves.values() for one in of}
+            self._columns = await column_looks.look(catalog, deliveries, self._columns, leaves)
             await asyncio.sleep(self._interval_s)
 
     async def look(self, catalog: Connection, deliveries: Sequence[Delivery]) -> None:
