@@ -64,7 +64,7 @@ class KnownColumns:
             self._unverified.add(table)  # its rows are read anew, whatever they were
             return
         record = await self._record_of(route, there)
-        self._refuse_mixed(record)
+        self._refuse_mixed(route, record)
         own_oid = relation.oid if relation.leaf is None else relation.leaf.oid
         known = await self._ask({relation.oid, own_oid}, table)
         own, of = known.get(own_oid), known.get(relation.oid)
@@ -85,7 +85,7 @@ class KnownColumns:
         there = await column_record.read_columns(self._session, route)
         if there is not None:
             record = await self._record_of(route, there)
-            self._refuse_mixed(record)
+            self._refuse_mixed(route, record)
             of = (await self._ask({oid}, table)).get(oid)
             if of is not None and record is not None:
                 self._compare(route, record, of.numbers, of, there)
@@ -102,7 +102,7 @@ class KnownColumns:
             return None
         record = await self._record_of(route, there)
         try:
-            self._refuse_mixed(record)
+            self._refuse_mixed(route, record)
             if record is None:
                 self._unwritten[table] = ColumnRecord(there.oid, pairs(route, of.stored, there))
             else:
@@ -149,9 +149,10 @@ class KnownColumns:
             _log.info("the source cannot be asked about columns", table=table, reason=str(refusal))
             return {}
 
-    def _refuse_mixed(self, record: ColumnRecord | None) -> None:
+    def _refuse_mixed(self, route: Route, record: ColumnRecord | None) -> None:
         if record is not None and record.mixed is not None:
-            raise ColumnsMoved(record.mixed)
+            table = route.source_name
+            raise ColumnsMoved(record.mixed, sql=resync_command(table, self._target), source_table=table)
 
     def _compare(
         self,

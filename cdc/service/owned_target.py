@@ -19,7 +19,7 @@ import structlog
 
 from cdc.changes.relation import Relation
 from cdc.changes.transaction import Part
-from cdc.errors import CdcError, TableStopped
+from cdc.errors import CdcError, ReadAgain, TableStopped
 from cdc.lsn import Lsn
 from cdc.observe.metrics import TargetMetrics
 from cdc.routing.patterns import split
@@ -29,7 +29,7 @@ from cdc.service.held_partitions import HeldPartitions
 from cdc.service.known_columns import KnownColumns
 from cdc.service.planning import Planning
 from cdc.service.positions import Positions
-from cdc.service.stops import Stop, Stops, kind_of, record
+from cdc.service.stops import Stop, Stops, record
 from cdc.service.tracking import Tracking
 from cdc.source.heartbeat import Heartbeat
 from cdc.target import position, table_state
@@ -397,7 +397,9 @@ class OwnedTarget:
         self.positions.stop(table, commit_lsn)
         self._stops.add(table, commit_lsn, error, relation)
         self._metrics.error(error)
-        self._metrics.table_stopped(table, kind_of(error, relation))
+        is_shape = relation is not None or isinstance(error, ColumnsMoved)
+        is_read = isinstance(error, ReadAgain)
+        self._metrics.table_stopped(table, "resync" if is_read else "shape" if is_shape else "rejected")
         _log.error("table stopped", table=table, reason=str(error), sql=error.sql, lsn=str(commit_lsn))
 
     async def stop_for(self, table: str, commit_lsn: Lsn, error: CdcError) -> None:

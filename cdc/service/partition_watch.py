@@ -4,6 +4,8 @@ One small query asks for a mark of each partitioned table that a target of the l
 for is read only where one has changed. Two look at it. The reader of the stream puts relations where they belong from
 then on (`PartitionWatch.place_again`). And each target compares what it holds (`cdc.service.resyncing`), after that: so
 nothing that is read again misses a change which the reader put elsewhere.
+
+Beside that, the columns of the tables are looked at (`cdc.service.column_looks`).
 """
 
 from __future__ import annotations

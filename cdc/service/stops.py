@@ -114,13 +114,6 @@ class Stops:
             self._backoffs.pop(table, None)
 
 
-def kind_of(error: CdcError, relation: Relation | None) -> str:
-    """What has stopped a table, in a word: what has to be read again, what does not fit, or what was rejected."""
-    if isinstance(error, ReadAgain):
-        return "resync"
-    return "shape" if relation is not None or isinstance(error, ColumnsMoved) else "rejected"
-
-
 async def record(session: Session, key: str, route: Route | None, stop: Stop, held: Lsn) -> None:
     """Say in the target that the table, which holds everything up to ``held``, has stopped: in the open transaction.
 

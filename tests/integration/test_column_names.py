@@ -7,15 +7,17 @@ from collections.abc import Sequence
 import pytest
 
 from cdc.bootstrap import live
+from cdc.target.resync_request import Request
 from tests.conftest import MakeDatabase
 from tests.database import Database
 from tests.pipeline import Pipeline, follow, owned
+from tests.resync import Replicated
 
 LOOKS = {"partition_interval_s": 0.2}
 
 
 def made(table: str, columns: str = "id int PRIMARY KEY, a int, b int, v text", partitioned: str = "") -> str:
-    """A table whose columns have values that tell them."""
+    """A table; a partitioned one has its columns in another order than its only partition."""
     return f"CREATE TABLE {table} ({columns}) {partitioned}; " + (
         f"CREATE TABLE {table}_1 (v text, b int, a int NOT NULL, id int NOT NULL);"
         f" ALTER TABLE {table} ATTACH PARTITION {table}_1 DEFAULT;"
@@ -179,3 +181,34 @@ async def test_a_copy_notices_names_that_are_swapped_after_it_was_planned(
         source.execute("UPDATE swap SET v = 'again' WHERE id = 3; UPDATE last SET v = 'again' WHERE id = 3")
         await pipeline.assert_caught_up_and_equal()
         assert not pipeline.worker.events("table stopped")
+
+
+async def test_names_that_are_swapped_while_the_table_is_read_again(
+    source: Database, make_target: MakeDatabase
+) -> None:
+    source.execute(made("swap") + filled("swap").replace("(1, 5)", "(1, 60)"))
+    replicated = Replicated(source, make_target())
+    replicated.settings["worker"] |= LOOKS
+    await replicated.load()
+    statements = iter(
+        [
+            "SELECT 1",
+            swapped("swap") + "UPDATE swap SET v = 'x' WHERE id = 2",
+            "SELECT 1",
+            replaced("swap", "v", "text"),
+        ]
+    )
+
+    async def disturb(_: Request) -> None:
+        statement = next(statements, None)
+        if statement is not None:
+            source.execute(statement)
+
+    async with replicated.worker(before_mark=disturb, most_rows=10):
+        await replicated.resync("public.swap")
+        assert next(statements, None) is None
+        source.execute("UPDATE swap SET v = 'at the end' WHERE id < 30")
+        await replicated.caught_up()
+        columns = "SELECT id, a, b, v FROM swap ORDER BY id"
+        assert replicated.target.fetch(columns) == source.fetch(columns)
+        assert replicated.state("swap") == "streaming"
