@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cdc.bootstrap import live
+from cdc.bootstrap import live, rounds
 from cdc.target.resync_request import Request
 from tests.conftest import MakeDatabase
 from tests.database import Database
@@ -167,7 +167,7 @@ async def test_a_copy_notices_names_that_are_swapped_after_it_was_planned(
     for table in ("swap", "last"):
         source.execute(made(table) + filled(table))
     said = [swapped("swap") + replaced("last", "v", "text")]
-    original = live.copy_round
+    original = rounds.copy_round
 
     async def copy_round(*of: object, **named: object) -> object:
         if said:
