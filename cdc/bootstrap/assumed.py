@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from cdc.bootstrap.copying import hold_fence
 from cdc.bootstrap.progress import LogLines, Progress, Summary
 from cdc.bootstrap.run import LoadLane, Run, open_run
-from cdc.bootstrap.tables import record_partitions
+from cdc.bootstrap.tables import record_source
 from cdc.config import Config
 from cdc.errors import SetupError
 from cdc.source.snapshot import Snapshot
@@ -86,7 +86,7 @@ async def _assume(run: Run, lane: LoadLane, snapshot: Snapshot) -> None:
                             source_oid=source.relation.oid if source else None,
                         )
                         if source is not None:
-                            await record_partitions(session, loading.aim.key, route, source)
+                            await record_source(session, loading.aim.key, route, source)
                 await hold_fence(session.connection, loading.access)
         run.warnings.append(
             f"target {loading.name}: its tables ({len(loads)}) are taken to hold what the source held at {lsn}; "

@@ -22,7 +22,7 @@ from cdc.bootstrap.targets import Loading
 from cdc.errors import TableStopped
 from cdc.source.catalog import SourceTable
 from cdc.source.filenodes import Filenode, read_filenodes
-from cdc.target import position
+from cdc.target import column_record, position
 from cdc.target.backup_load import read as read_backup_load
 from cdc.target.catalog import read_table, read_tables
 from cdc.target.session import target_errors
@@ -145,6 +145,8 @@ async def changed(run: Run, loading: Loading) -> list[tuple[Load, str]]:
             continue  # copied live, or about to be
         moves = [_moved(state, files.get(state.source_name)) for state in states]
         reason = next((move for move in moves if move is not None), None)
+        if reason is None and await _is_renamed(loading, load, sources):
+            reason = "names of its columns mean others at the source than when it was restored"
         if reason is None:
             try:
                 tables.plan(loading, load, there.get((load.schema, load.table)), sources)
@@ -153,6 +155,20 @@ async def changed(run: Run, loading: Loading) -> list[tuple[Load, str]]:
         if reason is not None:
             found.append((load, reason))
     return found
+
+
+async def _is_renamed(loading: Loading, load: Load, sources: Mapping[str, SourceTable]) -> bool:
+    """Whether the source's columns were given each other's names since they were restored."""
+    session = await loading.ready()
+    for route in load.routes:
+        there = await column_record.read_columns(session, route)
+        name = route.source_schema, route.source_table
+        record = await column_record.read(session, loading.aim.key, name)
+        if record is not None and there is not None and route.source_name in sources:
+            now = column_record.pairs(route, sources[route.source_name].sent_numbers, there)
+            if not record.agrees(now):
+                return True
+    return False
 
 
 def _moved(state: TableState, now: Filenode | None) -> str | None:

@@ -341,7 +341,12 @@ async def _begin(connection: source.Connection, copy: TableCopy, snapshot: str) 
         try:
             await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'".encode())
             await connection.execute(f"LOCK TABLE {copy.rows_name} IN ACCESS SHARE MODE".encode())
-            parameters = {"table": name, "leaves": copy.leaf_marks}
+            parameters = {
+                "table": name,
+                "leaves": copy.leaf_marks,
+                "names": list(copy.numbers),
+                "numbers": list(copy.numbers.values()),
+            }
             cursor = await connection.execute(statements.load("source", "copy_is_readable"), parameters)
             row = await cursor.fetchone()
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
@@ -349,7 +354,8 @@ async def _begin(connection: source.Connection, copy: TableCopy, snapshot: str) 
     if row is None or row[0] is not True:
         partitions = "" if copy.leaf_marks is None else ", or its partitions are others"
         raise SnapshotTooOld(
-            f"{copy.route.source_name}: the table was rewritten or emptied after the snapshot{partitions}"
+            f"{copy.route.source_name}: the table was rewritten or emptied after the snapshot, or names of its columns "
+            f"mean others{partitions}"
         )
 
 

@@ -89,7 +89,7 @@ async def complete(job: Job, work: Work, sources: Mapping[str, SourceTable], con
                     consistent_from=consistent_from,
                     source_oid=sources[route.source_name].relation.oid,
                 )
-                await tables.record_partitions(session, work.access.pipeline, route, sources[route.source_name])
+                await tables.record_source(session, work.access.pipeline, route, sources[route.source_name])
                 await hold_fence(connection, work.access)
                 return count
 

@@ -11,8 +11,8 @@ leaves the source (invariant 7).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -35,7 +35,8 @@ class TableCopy:
     and name, that foreign keys of the target's table point to, as far as they fire. ``pages`` and ``total_bytes``
     (TOAST included) measure the source table. ``rows_name`` is where its rows are read; of a partitioned table
     ``leaf_marks`` say which leaves are expected. Only rows that satisfy ``row_filter`` are sent by the stream, and
-    copied. ``suspects`` are columns that may be what the target refuses.
+    copied. ``suspects`` are columns that may be what the target refuses. ``numbers`` are those of the columns that
+    travel, by their names at the source.
     """
 
     route: Route
@@ -49,6 +50,7 @@ class TableCopy:
     leaf_marks: Sequence[str] | None = None
     row_filter: str | None = None
     suspects: Suspects = NOBODY
+    numbers: Mapping[str, int] = field(default_factory=dict)
 
     def statement(self, part: Part) -> str:
         """The COPY that reads one range at the source. Children by inheritance are tables of their own."""
@@ -126,6 +128,7 @@ def plan_copy(
         leaf_marks=source.leaf_marks,
         row_filter=source.row_filter,
         suspects=suspects(source.relation, travelling),
+        numbers={name: source.numbers[name] for name in sorted(travelling) if name in source.numbers},
     )
 
 

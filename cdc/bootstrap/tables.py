@@ -22,7 +22,7 @@ from cdc.errors import SetupError, TableStopped, TargetUnavailable
 from cdc.lsn import Lsn
 from cdc.routing.route import Route
 from cdc.source.catalog import SourceTable
-from cdc.target import partition_record
+from cdc.target import column_record, partition_record
 from cdc.target.catalog import TargetTable, read_table, read_tables
 from cdc.target.schema import NewTable, add_primary_key, create_table, new_table
 from cdc.target.session import Session, target_errors
@@ -112,7 +112,7 @@ async def complete(
                         consistent_from=consistent_from,
                         source_oid=sources[route.source_name].relation.oid,
                     )
-                    await record_partitions(session, work.access.pipeline, route, sources[route.source_name])
+                    await record_source(session, work.access.pipeline, route, sources[route.source_name])
                 await hold_fence(session.connection, work.access)
 
     await try_again(attempt)
@@ -129,13 +129,18 @@ async def complete_restored(loading: Loading, job: Job, load: Load, sources: Map
                     await add_primary_key(session, new_table_of(load, sources))
                 for route in load.routes:
                     await mark_overlap(session, loading.access.pipeline, route)
+                    await record_source(session, loading.access.pipeline, route, sources[route.source_name])
                 await hold_fence(session.connection, loading.access)
 
     await try_again(attempt)
 
 
-async def record_partitions(session: Session, key: str, route: Route, source: SourceTable) -> None:
-    """Record which leaves a table holds that was loaded from a partitioned one, in the transaction that is open."""
+async def record_source(session: Session, key: str, route: Route, source: SourceTable) -> None:
+    """Record from which columns a table was loaded, and which leaves of a partitioned one it holds.
+
+    In the transaction that is open.
+    """
+    await column_record.write_loaded(session, key, route, source.sent_numbers)
     if source.relkind == "p":
         name = route.source_schema, route.source_table
         await partition_record.write(session, key, name, partition_record.held_all(source.leaves, route))

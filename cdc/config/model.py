@@ -273,7 +273,8 @@ class WorkerConfig(BaseModel):
 
     partition_interval_s: float = Field(default=5.0, ge=0.1, le=3600)
     """Seconds between two looks at the partitions of the source's partitioned tables, because ATTACH and DETACH are not
-    streamed. One look is one query of the catalog, for the tables that targets have loaded."""
+    streamed, and at the columns of all, because a name that means another column is not. One look is two queries of the
+    catalog, for the tables that targets have loaded."""
 
     metrics_address: Address = "0.0.0.0:9187"
     """Where ``/metrics``, ``/healthz`` and ``/readyz`` listen."""

@@ -9,12 +9,14 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 
+from cdc.changes.column_numbers import ColumnNumbers
 from cdc.changes.column_origin import ColumnOrigin
 from cdc.changes.relation import Relation
 from cdc.config import Config, SourceConfig, for_asyncpg
 from cdc.errors import CdcError, ResyncNeeded, SourceUnavailable
 from cdc.service.taking import say_if_lost
 from cdc.source.catalog import read_object_names, read_origins, with_types_of_now
+from cdc.source.column_numbers import read_column_numbers
 from cdc.source.connection import Connection
 from cdc.source.connection import connect as connect_source
 from cdc.target import migrations, position
@@ -80,6 +82,11 @@ class SourceCatalog:
         """How the columns of a relation came to be: asked once for a table that stops."""
         async with self._session() as connection:
             return (await read_origins(connection, [relation.oid], self._source)).get(relation.oid, {})
+
+    async def read_numbers(self, tables: Collection[int]) -> Mapping[int, ColumnNumbers]:
+        """Which columns tables (oids) have now: asked once for each relation that is new in a stream."""
+        async with self._session() as connection:
+            return (await read_column_numbers(connection, tables)).tables
 
     async def read_types(self, relation: Relation) -> Relation:
         """The relation with its types as they are now: asked for a table that stops, before it goes on."""

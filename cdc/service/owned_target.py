@@ -26,6 +26,7 @@ from cdc.routing.patterns import split
 from cdc.routing.target_routes import TargetRoutes
 from cdc.service.heartbeats import Heartbeats, heartbeat_in
 from cdc.service.held_partitions import HeldPartitions
+from cdc.service.known_columns import KnownColumns
 from cdc.service.planning import Planning
 from cdc.service.positions import Positions
 from cdc.service.stops import Stop, Stops, record
@@ -33,6 +34,7 @@ from cdc.service.tracking import Tracking
 from cdc.source.heartbeat import Heartbeat
 from cdc.target import position, table_state
 from cdc.target.applier import Applied, Applier, Plans
+from cdc.target.column_record import ColumnsMoved
 from cdc.target.generation import pipeline_of
 from cdc.target.partition_record import HeldLeaves
 from cdc.target.session import Session, target_errors
@@ -86,7 +88,8 @@ class OwnedTarget:
         self.tracking: Tracking | None = None
         self._applier.held.update(partitions)
         held_partitions = HeldPartitions(session, owned.key, self._applier.held)
-        self.planning = Planning(self._applier, routes, owned.target, session.where, states, held_partitions)
+        columns = KnownColumns(session, owned.key, owned.target, follows=config.follows)
+        self.planning = Planning(self._applier, routes, owned.target, session.where, states, held_partitions, columns)
         self._counts: dict[TableName, RowCounts] = {}
         self._counted_at = time.monotonic()
         self.positions = Positions(
@@ -285,6 +288,7 @@ class OwnedTarget:
         )
         for stop in unrecorded:
             await self._record(stop, changed)
+        await self.planning.columns.record()
         with target_errors("committing", self._session.where):
             await self._session.connection.execute("; ".join([*statements, "COMMIT"]))
         self._committed(after, changed, counts, unrecorded, newest)
@@ -348,6 +352,7 @@ class OwnedTarget:
         assert route is not None  # it was asked for
         self._applier.read_again.add((route.target_schema, route.target_table))
         self._applier.forget(route)
+        self.planning.columns.being_read.add(tracking.request.table)
 
     def read_again(self, tracking: Tracking) -> None:
         """A table is in overlap now, and its rows are read again (`cdc resync`): what it was stopped by is over."""
@@ -392,17 +397,17 @@ class OwnedTarget:
         self.positions.stop(table, commit_lsn)
         self._stops.add(table, commit_lsn, error, relation)
         self._metrics.error(error)
+        is_shape = relation is not None or isinstance(error, ColumnsMoved)
         is_read = isinstance(error, ReadAgain)
-        self._metrics.table_stopped(table, "resync" if is_read else "shape" if relation is not None else "rejected")
+        self._metrics.table_stopped(table, "resync" if is_read else "shape" if is_shape else "rejected")
         _log.error("table stopped", table=table, reason=str(error), sql=error.sql, lsn=str(commit_lsn))
 
     async def stop_for(self, table: str, commit_lsn: Lsn, error: CdcError) -> None:
         """Stop ``table`` for what applying met: a shape that does not fit any more, or a row that is refused."""
         relation = error.relation if isinstance(error, TableStopped) else None
         if isinstance(error, TableStopped) and isinstance(relation, Relation):
-            self.stop(table, commit_lsn, await self.planning.explain(error, relation), relation)
-        else:
-            self.stop(table, commit_lsn, error, None)
+            error = await self.planning.explain(error, relation)
+        self.stop(table, commit_lsn, error, relation if isinstance(relation, Relation) else None)
 
     async def look_at_stops(self, pause_s: float) -> list[str]:
         """Look at the stopped tables whose time has come; return those that shall be tried again.
@@ -427,10 +432,11 @@ class OwnedTarget:
         return resumed
 
     async def _fits_now(self, stop: Stop) -> bool:
-        if stop.relation is None:
-            return True
         try:
-            await self.planning.plan_again(stop.relation)
+            if stop.relation is not None:
+                await self.planning.plan_again(stop.relation)
+            elif isinstance(stop.error, ColumnsMoved):
+                await self.planning.look_again(stop.table)
         except TableStopped as error:
             self._stops.look_later(stop)
             if str(error) != str(stop.error):

@@ -4,6 +4,8 @@ One small query asks for a mark of each partitioned table that a target of the l
 for is read only where one has changed. Two look at it. The reader of the stream puts relations where they belong from
 then on (`PartitionWatch.place_again`). And each target compares what it holds (`cdc.service.resyncing`), after that: so
 nothing that is read again misses a change which the reader put elsewhere.
+
+Beside that, the columns of the tables are looked at (`cdc.service.column_looks`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from cdc.changes.accumulator import Accumulator, UnknownTypes
 from cdc.errors import CdcError
+from cdc.service import column_looks
 from cdc.source.catalog import describe_types
+from cdc.source.column_numbers import NOTHING_SEEN
 from cdc.source.connection import Connection
 from cdc.source.partitions import SourceLeaf, find_places, read_leaves, read_marks
 
@@ -33,11 +37,14 @@ class PartitionWatch:
         self._marks: dict[int, str] = {}
         self._leaves: Leaves = {}
         self._is_stale = False
+        self._columns = NOTHING_SEEN
 
     async def watch(self, catalog: Connection, deliveries: Sequence[Delivery]) -> None:
         """Look until cancelled. Raises what the source says."""
         while True:
             await self.look(catalog, deliveries)
+            leaves = {one.leaf.oid for of in self._leaves.values() for one in of}
+            self._columns = await column_looks.look(catalog, deliveries, self._columns, leaves)
             await asyncio.sleep(self._interval_s)
 
     async def look(self, catalog: Connection, deliveries: Sequence[Delivery]) -> None:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import structlog
 
+from cdc.changes.column_numbers import ColumnNumbers
 from cdc.changes.column_origin import ColumnOrigin
 from cdc.changes.relation import Relation
 from cdc.errors import CdcError, ReadAgain, TableStopped
@@ -19,6 +20,7 @@ from cdc.routing.patterns import split
 from cdc.routing.route import Route
 from cdc.routing.target_routes import TargetRoutes
 from cdc.service.held_partitions import HeldPartitions
+from cdc.service.known_columns import KnownColumns
 from cdc.target.applier import Applier
 from cdc.target.lacking import ColumnsLacking
 from cdc.target.remedies import load_table_again
@@ -33,6 +35,9 @@ class SourceCatalog(Protocol):
 
     async def read_origins(self, relation: Relation) -> Mapping[str, ColumnOrigin]:
         """How the columns of a relation came to be."""
+
+    async def read_numbers(self, tables: Collection[int]) -> Mapping[int, ColumnNumbers]:
+        """Which columns tables (oids) have now."""
 
     async def read_types(self, relation: Relation) -> Relation:
         """The relation with its types as they are now."""
@@ -55,8 +60,10 @@ class Planning:
         where: str,
         states: Sequence[TableState],
         partitions: HeldPartitions,
+        columns: KnownColumns,
     ) -> None:
         self._applier = applier
+        self.columns = columns
         self._states = states
         self.partitions = partitions
         self._routes = routes
@@ -77,6 +84,7 @@ class Planning:
         """Whom to ask what neither the stream nor the target says."""
         self._source = source
         self._applier.read_names = source.read_names
+        self.columns.ask = source.read_numbers
 
     @property
     def oids(self) -> frozenset[int]:
@@ -103,6 +111,7 @@ class Planning:
     def set_overlap(self, tables: Iterable[str]) -> None:
         """These tables, and no others, are in overlap from now on: the next batch is planned that way."""
         tables = frozenset(tables)
+        self.columns.being_read &= tables
         changed = self._overlap ^ tables
         self._overlap = set(tables)
         self._loaded |= tables
@@ -214,6 +223,12 @@ class Planning:
                 _log.info("the source cannot be asked about a type", table=relation.qualified_name, reason=str(refusal))
         await self._make(relation)
 
+    async def look_again(self, table: str) -> None:
+        """See whether the names of a table's columns mean now what its rows hold. Raises `TableStopped` if not."""
+        oid, route = self._oids.get(table), self.route_of(table)
+        if oid is not None and route is not None:
+            await self.columns.fits(table, oid, route)
+
     async def _make_before_read(self, relation: Relation) -> TablePlan:
         """A plan for a partition whose rows are yet to be read: its changes may concern rows that are not here."""
         try:
@@ -239,6 +254,7 @@ class Planning:
                 )
             route = self._routes.route_of(relation.schema, relation.name)
             assert route is not None  # it has the name under which it was loaded
+            await self.columns.verify(relation, route)
             if overlap or self.table_of(relation) in self._overlap:
                 return await self._applier.plan(relation, route, overlap=True)
             return await self._applier.plan(relation, route)

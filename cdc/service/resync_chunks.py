@@ -21,6 +21,7 @@ from cdc.service.tracking import ChunkLost, Result, Tracking
 from cdc.source import chunks
 from cdc.source.chunks import KeyText, Rewritten, Watermark
 from cdc.source.connection import source_errors
+from cdc.target import column_record
 from cdc.target import resync_request as requests
 from cdc.target.copy_text import text_rows
 from cdc.target.merge import Chunk, ResyncTables
@@ -112,6 +113,7 @@ class ChunkReader:
                 raise ChunkLost("more is changed than can be remembered")
             layout = await errand.look(request)
             self._compare(request, layout)
+            await self._compare_columns(layout)
             is_range = request.state != requests.SWEEPING
             after = await self._bound(layout) if is_range else None
             asked, again = await self._again(layout)
@@ -159,6 +161,15 @@ class ChunkReader:
         if self._layout is not None and self._layout != seen:
             raise Restructured
         self._layout = seen
+
+    async def _compare_columns(self, layout: Layout) -> None:
+        """Raise `Restructured` when names of columns mean others than in the chunks that are merged."""
+        session, route = self._errand.session, layout.route
+        record = await column_record.read(session, self._errand.key, (route.source_schema, route.source_table))
+        there = await column_record.read_columns(session, route)
+        assert there is not None  # the layout was made of it
+        if record is not None and not record.agrees(column_record.pairs(route, layout.source.sent_numbers, there)):
+            raise Restructured
 
     def _limit(self) -> int:
         pace = self._tracking.request.max_rows_per_second

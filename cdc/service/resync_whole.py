@@ -118,6 +118,7 @@ async def _replace(errand: Errand, owned: OwnedTarget, request: Request, layout:
         await table_state.mark_streaming(
             session, errand.key, layout.route, consistent_from=at, source_oid=layout.source.relation.oid
         )
+        await owned.planning.columns.loaded(layout.route, layout.source.sent_numbers)
         if layout.source.relkind == "p":
             await owned.planning.partitions.write(request.table, held_all(layout.source.leaves, layout.route))
         await requests.record(

@@ -27,7 +27,7 @@ import structlog
 
 from cdc.config import Config
 from cdc.errors import CdcError, SetupError, TableStopped, TerminalError
-from cdc.service import resync_partitions, resync_plan, resync_whole
+from cdc.service import column_looks, resync_partitions, resync_plan, resync_whole
 from cdc.service.resync_chunks import CHUNK_ROWS, ChunkReader, Restructured
 from cdc.service.resync_plan import Layout
 from cdc.service.resync_steps import Errand, finish, open_session, prepare_table
@@ -37,6 +37,7 @@ from cdc.service.tracking import ChunkLost, Tracking
 from cdc.source import publication
 from cdc.source.catalog import SourceTable, read_tables
 from cdc.source.chunks import current_snapshot
+from cdc.source.column_numbers import NOTHING_SEEN
 from cdc.source.connection import Connection, connect
 from cdc.source.partitions import SourceLeaf
 from cdc.source.visibility import current_xid, wait_until_visible
@@ -85,6 +86,7 @@ class Resyncing:
         self.whole_bytes = WHOLE_BYTES
         self.most_rows = CHUNK_ROWS[1]
         self.partitions: Mapping[int, tuple[SourceLeaf, ...]] = {}
+        self.columns = NOTHING_SEEN
         self._anew: dict[int, int] = {}
         self._unlogged: set[int] = set()
         self._delivery = delivery
@@ -126,6 +128,7 @@ class Resyncing:
             await asyncio.sleep(wait_s)
 
     async def _next(self, owned: OwnedTarget) -> Request | None:
+        await column_looks.compare(owned, self.columns)
         return await requests.next_open(owned.session, self._key, OPEN)
 
     async def _look_at_partitions(self) -> None:
@@ -339,6 +342,8 @@ class Resyncing:
                     await table_state.mark_overlap(
                         owned.session, self._key, layout.route, source_oid=layout.source.relation.oid
                     )
+                    if request.within is None:
+                        await owned.planning.columns.loaded(layout.route, layout.source.sent_numbers)
                 await requests.record(
                     owned.session,
                     request.request,

@@ -19,6 +19,7 @@ from cdc.routing.patterns import split
 from cdc.routing.route import Route
 from cdc.service.retry import Backoff
 from cdc.target import resync_request, table_state
+from cdc.target.column_record import ColumnsMoved
 from cdc.target.session import Session
 
 LOOK_AGAIN_S = 2.0
@@ -32,7 +33,8 @@ RETRY_WAIT_S = (2.0, 600.0)
 class Stop:
     """One stopped table. ``relation`` is the shape that did not fit; `None` when a row was rejected.
 
-    One that ``is_held`` waits for whoever reads the table again (`cdc resync`).
+    It is `None`, too, where a look at the catalog has stopped it (`cdc.service.column_looks`). One that ``is_held``
+    waits for whoever reads the table again (`cdc resync`).
     """
 
     table: str
@@ -53,7 +55,7 @@ class Stops:
 
     def add(self, table: str, commit_lsn: Lsn, error: CdcError, relation: Relation | None) -> None:
         """``table`` takes nothing from the transaction at ``commit_lsn`` on."""
-        if relation is not None:
+        if relation is not None or isinstance(error, ColumnsMoved):
             wait_s = LOOK_AGAIN_S
         else:
             backoff = self._backoffs.setdefault(table, Backoff())

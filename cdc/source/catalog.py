@@ -41,7 +41,7 @@ class SourceTable:
     are not sent, and so the source refuses to publish its updates (PostgreSQL 18). ``row_filter`` is an expression that
     rows must satisfy to be sent (cdc.source.published); `None`: all are. ``collations`` are those of columns that have
     another one than their type, by the column's name. ``ancestors`` are the tables (``schema.table``) that it is a
-    partition of, the nearest first.
+    partition of, the nearest first. ``numbers`` are those of all columns, by name (`cdc.changes.column_numbers`).
     """
 
     relation: Relation
@@ -64,11 +64,18 @@ class SourceTable:
     collations: Mapping[str, Collation] = field(default_factory=dict)
     ancestors: tuple[str, ...] = ()
     leaves: tuple[SourceLeaf, ...] = ()
+    numbers: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """``schema.table``, unquoted."""
         return self.relation.qualified_name
+
+    @property
+    def sent_numbers(self) -> dict[str, int]:
+        """The numbers of the columns that pgoutput sends, by name."""
+        sent = (column.name for column in self.relation.columns)
+        return {name: self.numbers[name] for name in sent if name in self.numbers}
 
     @property
     def rows_name(self) -> str:
@@ -203,7 +210,7 @@ def ancestors_of(tables: Iterable[SourceTable]) -> dict[str, tuple[str, ...]]:
 
 def _source_table(row: tuple[Any, ...], types: dict[TypeKey, DataType]) -> SourceTable:
     oid, schema, name, identity, attributes, generated, primary_key, primary_key_name, index, candidates, *rest = row[
-        :-1
+        :-2
     ]
     columns = tuple(
         Column(column, types[type_oid, typmod], is_key) for column, type_oid, typmod, _, is_key, _ in attributes
@@ -222,7 +229,7 @@ def _source_table(row: tuple[Any, ...], types: dict[TypeKey, DataType]) -> Sourc
         *rest,
     )
     collations = {column: read_collation(*of) for column, *_, of in attributes if of is not None}
-    return replace(table, collations=collations, ancestors=tuple(row[-1]))
+    return replace(table, collations=collations, numbers=row[-2], ancestors=tuple(row[-1]))
 
 
 Origins = dict[str, ColumnOrigin]

@@ -142,7 +142,7 @@ async def begin(connection: Connection, schema: str, name: str, *, import_from: 
         # Without ONLY: the partitions of a partitioned table, too.
         await connection.execute(f"LOCK TABLE {table} IN ACCESS SHARE MODE".encode())
         try:
-            parameters = {"table": table, "leaves": None}
+            parameters = {"table": table, "leaves": None, "names": None, "numbers": None}
             cursor = await connection.execute(statements.load("source", "copy_is_readable"), parameters)
             row = await cursor.fetchone()
         except psycopg.errors.UndefinedTable:

@@ -81,6 +81,9 @@ SELECT c.oid::bigint, c.nspname::text, c.relname::text, c.relreplident::text,
        c.relreplident = 'f' AND current_setting('server_version_num')::int >= 180000
            AND EXISTS (SELECT FROM pg_catalog.pg_attribute a
                         WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped) AS lacks_generated,
+       (SELECT coalesce(json_object_agg(a.attname, a.attnum ORDER BY a.attnum), '{}')
+          FROM pg_catalog.pg_attribute a
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS numbers,
        ARRAY(SELECT n.nspname || '.' || p.relname
                FROM ancestors a
                JOIN pg_catalog.pg_class p ON p.oid = a.parent
