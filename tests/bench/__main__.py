@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"bench: {error}", style="red", markup=False)
         return 1
     judgements = judge(record)
+    if options.quick:
+        console.print("a quick run: the figures of backlogs this small are rough, and so is the verdict")
     show(record, judgements, console)
     if options.read is None:
         record.write(options.output, [{"line": str(line), "is_kept": line.is_kept} for line in judgements])

@@ -47,11 +47,7 @@ def section(record: Record) -> Iterator[str]:
     yield ""
     yield from _throughput(record)
     yield from _latency(record)
-    yield from _far(record)
-    peaks = [drain.peak_bytes for drain in record.drains if drain.contestant.kind is Kind.CDC]
-    if peaks:
-        yield f"The worker took at most {max(peaks) / 1e6:.0f} MB."
-        yield ""
+    yield from _in_words(record)
     missed = [str(line) for line in judge(record) if not line.is_kept]
     if missed:
         yield "Of what it must reach, this run missed:"
@@ -118,9 +114,22 @@ def _latency(record: Record) -> Iterator[str]:
     yield ""
 
 
-def _far(record: Record) -> Iterator[str]:
+def _in_words(record: Record) -> Iterator[str]:
+    words = []
+    for workload in record.workloads:
+        turns = record.drained("backlog", Contestant(Kind.CDC, 1)) if workload.name == "backlog" else []
+        if turns:
+            seconds = median(drain.seconds for drain in turns)
+            words.append(f"A backlog of {workload.changes:,} changes is drained in {seconds:,.0f} s.")
     far = record.drained("bulk", Contestant(Kind.CDC, 1), FAR_MS)
     if far:
         rate = median(drain.rate for drain in far)
-        yield f"With {FAR_MS:g} ms added to every round trip to its target `cdc` applies {rate:,.0f} rows/s of bulk."
+        words.append(
+            f"With {FAR_MS:g} ms added to every round trip to its target `cdc` applies {rate:,.0f} rows/s of bulk."
+        )
+    turns_of_ours = [turn for turn in (*record.drains, *record.latencies) if turn.contestant.kind is Kind.CDC]
+    if turns_of_ours:
+        words.append(f"The worker took at most {max(turn.peak_bytes for turn in turns_of_ours) / 1e6:.0f} MB.")
+    if words:
+        yield from words
         yield ""

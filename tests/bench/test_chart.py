@@ -8,7 +8,7 @@ import pytest
 
 from tests.bench import runs
 from tests.bench.chart import LABELS, draw
-from tests.bench.figures import Kind
+from tests.bench.figures import Contestant, Kind
 from tests.bench.publish import publish
 from tests.bench.workloads import WORKLOADS
 
@@ -40,7 +40,11 @@ def test_without_figures_there_is_no_chart(tmp_path: Path) -> None:
 def test_figures_are_published_between_the_marks(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(README, encoding="utf-8")
     record = runs.record(
-        [*runs.beside("bulk", 1, 1.3), *runs.beside("bulk", 3, 1.9), *runs.listening("bulk", 0.9)],
+        [
+            *(*runs.beside("bulk", 1, 1.3), *runs.beside("bulk", 3, 1.9), *runs.listening("bulk", 0.9)),
+            *runs.beside("backlog", 1, 2.0),
+            runs.drain("bulk", 1, Contestant(Kind.CDC, 1), 60_000.0, added_ms=10.0, peak_bytes=123_000_000),
+        ],
         [runs.latency(Kind.CDC, 200, 2.0, 8.0)],
     )
     for _ in range(2):
@@ -50,6 +54,9 @@ def test_figures_are_published_between_the_marks(tmp_path: Path) -> None:
         assert text.endswith("<!-- bench:end -->\nafter\n")
     assert "old figures" not in text
     assert "| the workload bulk | 1,300 rows/s | 1.30 | 1.90 | 90% | 1.0, 2.0, 3.0 |" in text
+    assert "A backlog of 1,000,000 changes is drained in 500 s.\n" in text
+    assert "With 10 ms added to every round trip to its target `cdc` applies 60,000 rows/s of bulk.\n" in text
+    assert "The worker took at most 123 MB.\n" in text
     assert "| 200 transactions/s |  | 2.0 ms, 8.0 ms, 16.0 ms |" in text
     assert "- bulk, 3 targets: 1.90 times 3 subscriptions, wanted is at least 2 times 3 subscriptions" in text
     assert (tmp_path / "docs" / "bench.png").read_bytes().startswith(PNG)
