@@ -32,15 +32,13 @@ QUICK = Plan(rounds=1, size=0.1, seconds=5.0, readers=[kind for kind in Kind if 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, judge. Returns the exit status."""
-    options = _options(arguments)
+    options = parse(arguments)
     console = Console(stderr=False, highlight=False, width=None if sys.stdout.isatty() else 180)
     try:
         if options.read is not None:
             record = Record.read(options.read)
         else:
-            given = shlex.join(sys.argv[1:] if arguments is None else arguments)
-            command = shlex.join(["make", "bench", *([f"ARGS={given}"] if given else [])])
-            record = measure(_plan(options), command, lambda line: console.print(line, markup=False))
+            record = measure(_plan(options), command(options), lambda line: console.print(line, markup=False))
     except (SetupError, Unequal, OSError, ValueError) as error:
         console.print(f"bench: {error}", style="red", markup=False)
         return 1
@@ -62,13 +60,25 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if missed else 0
 
 
+def command(options: argparse.Namespace) -> str:
+    """What measures the same again. It goes into the README: where this machine's files are is not a part of it."""
+    words = ["--quick"] if options.quick else []
+    for field in dataclasses.fields(Plan):
+        value = getattr(options, field.name)
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{field.name.replace('_', '-')}", *(shlex.quote(f"{one}") for one in values)]
+    return f"make bench ARGS={shlex.quote(' '.join(words))}" if words else "make bench"
+
+
 def _plan(options: argparse.Namespace) -> Plan:
     chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(Plan)}
     given = {name: value for name, value in chosen.items() if value is not None}
     return dataclasses.replace(QUICK if options.quick else Plan(), **given)
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The options, ``None`` for what is not said."""
     whole = Plan()
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one round of a tenth: some minutes, rough figures")

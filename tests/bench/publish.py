@@ -42,7 +42,8 @@ def section(record: Record) -> Iterator[str]:
         f"`{record.command}`, {rounds} round{'' if rounds == 1 else 's'}, on {record.began_at[:10]}: "
         f"{record.machine['cores']} cores for source, targets and worker together, PostgreSQL "
         f"{record.versions['postgresql']}, Python {record.versions['python']}, load average "
-        f"{record.loads[0]:.1f} when it began. Medians; ratios are the medians of the rounds' ratios:"
+        f"{record.loads[0]:.1f} when it began, {record.took_s / 60:.0f} minutes. Medians; "
+        "ratios are the medians of the rounds' ratios:"
     )
     yield ""
     yield from _throughput(record)
