@@ -128,9 +128,10 @@ def _in_words(record: Record) -> Iterator[str]:
         words.append(
             f"With {FAR_MS:g} ms added to every round trip to its target `cdc` applies {rate:,.0f} rows/s of bulk."
         )
-    turns_of_ours = [turn for turn in (*record.drains, *record.latencies) if turn.contestant.kind is Kind.CDC]
-    if turns_of_ours:
-        words.append(f"The worker took at most {max(turn.peak_bytes for turn in turns_of_ours) / 1e6:.0f} MB.")
+    peaks = [drain.peak_bytes for drain in record.drains if drain.contestant.kind is Kind.CDC]
+    peaks += [latency.peak_bytes for latency in record.latencies if latency.contestant.kind is Kind.CDC]
+    if peaks:
+        words.append(f"The worker took at most {max(peaks) / 1e6:.0f} MB.")
     if words:
         yield from words
         yield ""
