@@ -31,7 +31,7 @@ lint: setup ## style, and which room imports which
 types: setup ## mypy --strict
 	$(BIN)/mypy
 
-bench: setup ## cdc beside PostgreSQL's own subscription, on the same servers
+bench: setup ## cdc beside PostgreSQL's own subscription, on the same servers; a first look: make bench ARGS=--quick
 	$(BIN)/python -m tests.bench $(ARGS)
 
 bench-bootstrap: setup ## the initial load beside pg_dump and pg_restore, pgcopydb, and a subscription's copy

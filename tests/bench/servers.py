@@ -77,8 +77,9 @@ class Servers:
 def servers(binaries: Path | None = None) -> Iterator[Servers]:
     """Start both, and remove them at the end. Raises `SetupError` where there is no PostgreSQL with pgbench."""
     found = find_binaries(binaries)
-    if not (found / "pgbench").is_file():
-        raise SetupError(f"there is no pgbench in {found}: name a directory that has it, in CDC_TEST_PG_BIN")
+    for program in ("pgbench", "pg_recvlogical"):
+        if not (found / program).is_file():
+            raise SetupError(f"there is no {program} in {found}: name a directory that has it, in CDC_TEST_PG_BIN")
     with Cluster(binaries=found, settings=_SOURCE) as source, Cluster(binaries=found, settings=_TARGET) as target:
         yield Servers(source, target, source.binaries / "pgbench")
 
@@ -86,7 +87,9 @@ def servers(binaries: Path | None = None) -> Iterator[Servers]:
 def clone_database(cluster: Cluster, template: str, name: str) -> str:
     """Create a database with the content of another one, and return its URL."""
     with psycopg.connect(cluster.dsn(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {quote(name)} TEMPLATE {quote(template)}".encode())
+        # Its files are copied: through the WAL, as 15 and later do, every copy would come before the stream.
+        strategy = " STRATEGY file_copy" if connection.info.server_version >= 150000 else ""
+        connection.execute(f"CREATE DATABASE {quote(name)} TEMPLATE {quote(template)}{strategy}".encode())
     return cluster.dsn(name)
 
 
