@@ -206,19 +206,22 @@ def _address(dsn: str) -> str | None:
     return f"{hosts}/{database}"
 
 
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
+"""What the driver raises; `translate` knows what to make of it."""
+
+
 @contextmanager
 def target_errors(what: str, where: str) -> Iterator[None]:
     """Turn whatever the driver raises inside into a `CdcError`, without the driver's error in its traceback."""
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError) as error:
+    except DRIVER_ERRORS as error:
         raise translate(error, what, where) from None
 
 
 def is_driver_error(error: BaseException) -> bool:
     """Whether `translate` knows what to make of ``error``."""
-    driver = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
-    return isinstance(error, driver)
+    return isinstance(error, DRIVER_ERRORS)
 
 
 def server_error(error: asyncpg.PostgresError) -> ServerError:
