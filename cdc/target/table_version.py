@@ -66,18 +66,16 @@ def _literal(name: Name) -> str:
 
 
 def _version(table: str) -> str:
-    """An expression: the transaction ids that wrote what describes the table. A dropped column keeps its row.
-
-    Ordered by oid and number, which an index gives.
-    """
+    """An expression: the transaction ids that wrote what describes the table. A dropped column keeps its row."""
+    written = "".join(
+        f" || ARRAY(SELECT c.xmin FROM pg_catalog.{catalog} c WHERE c.{of} = r.oid{more} ORDER BY c.{number})::text"
+        for catalog, of, number, more in (
+            ("pg_attribute", "attrelid", "attnum", " AND c.attnum > 0"),
+            ("pg_index", "indrelid", "indexrelid", ""),
+            ("pg_trigger", "tgrelid", "oid", ""),
+        )
+    )
     return (
-        "(SELECT coalesce("
-        "(SELECT pg_catalog.string_agg(a.attrelid || ' ' || a.xmin::text, ' ' ORDER BY a.attnum)"
-        " FROM pg_catalog.pg_attribute a WHERE a.attrelid = r.oid AND a.attnum > 0)"
-        " || coalesce((SELECT"
-        " pg_catalog.string_agg(' i' || i.indexrelid || ' ' || i.xmin::text, '' ORDER BY i.indexrelid)"
-        " FROM pg_catalog.pg_index i WHERE i.indrelid = r.oid), '')"
-        " || coalesce((SELECT pg_catalog.string_agg(' t' || g.oid || ' ' || g.xmin::text, '' ORDER BY g.oid)"
-        f" FROM pg_catalog.pg_trigger g WHERE g.tgrelid = r.oid), ''), {quote_literal(NO_TABLE)})"
-        f" FROM (SELECT pg_catalog.to_regclass({table})::oid AS oid) AS r)"
+        f"(SELECT coalesce(r.oid{written}, {quote_literal(NO_TABLE)}) "
+        f"FROM (SELECT pg_catalog.to_regclass({table})::oid AS oid) AS r)"
     )

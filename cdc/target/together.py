@@ -158,8 +158,9 @@ class Together:
         Durable when it returns. Raises the driver's errors, and what the encoding of rows raises. Afterwards nothing is
         committed, unless the connection was lost: then it is in doubt.
         """
-        self._plan_by_index(True)
-        self._check_versions(tables)
+        if tables:
+            self._plan_by_index(True)
+            self._check_versions(tables)
         if self._defers:
             self._statements.append("SET CONSTRAINTS ALL IMMEDIATE")
         text = "; ".join([*self._statements, *end, "COMMIT"])
