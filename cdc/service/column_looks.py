@@ -46,7 +46,7 @@ async def compare(owned: OwnedTarget, seen: ColumnsSeen) -> None:
         if table is None or route is None or table in owned.positions.tables:
             continue  # nobody's, or it stands where the look says nothing of it
         moved = await planning.columns.compare(table, columns, route)
-        if not planning.columns.is_written:
+        if planning.columns.has_news:
             async with owned.fenced():
                 await planning.columns.record()
         if moved is not None:

@@ -65,6 +65,11 @@ class HeldPartitions:
         self.held.setdefault(table, {})[leaf.oid] = found
         return True
 
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to `record`."""
+        return bool(self._unwritten)
+
     async def record(self) -> None:
         """Write down, in the transaction that is open, which leaves have joined."""
         while self._unwritten:

@@ -116,9 +116,9 @@ class KnownColumns:
         return None
 
     @property
-    def is_written(self) -> bool:
-        """Whether there is nothing for `record` to do."""
-        return not self._unwritten
+    def has_news(self) -> bool:
+        """Whether there is something to `record`."""
+        return bool(self._unwritten)
 
     async def record(self) -> None:
         """Write down, in the transaction that is open, what was noted."""

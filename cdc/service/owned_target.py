@@ -11,7 +11,6 @@ because a COMMIT whose answer was lost may have happened.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -24,6 +23,7 @@ from cdc.lsn import Lsn
 from cdc.observe.metrics import TargetMetrics
 from cdc.routing.patterns import split
 from cdc.routing.target_routes import TargetRoutes
+from cdc.service.ending import Counters, Ending
 from cdc.service.heartbeats import Heartbeats, heartbeat_in
 from cdc.service.held_partitions import HeldPartitions
 from cdc.service.known_columns import KnownColumns
@@ -38,13 +38,8 @@ from cdc.target.column_record import ColumnsMoved
 from cdc.target.generation import pipeline_of
 from cdc.target.partition_record import HeldLeaves
 from cdc.target.session import Session, target_errors
-from cdc.target.table_state import RowCounts, TableName
 
 _log = structlog.get_logger(__name__)
-
-COUNTERS_EVERY_S = 2.0
-"""How often the row counters of ``cdc status`` are written. They travel with a batch, but not with each: an update per
-table would cost a small batch more than its rows. A worker that is killed loses at most these seconds of counts."""
 
 
 class OwnedTarget:
@@ -90,8 +85,7 @@ class OwnedTarget:
         held_partitions = HeldPartitions(session, owned.key, self._applier.held)
         columns = KnownColumns(session, owned.key, owned.target, follows=config.follows)
         self.planning = Planning(self._applier, routes, owned.target, session.where, states, held_partitions, columns)
-        self._counts: dict[TableName, RowCounts] = {}
-        self._counted_at = time.monotonic()
+        self._counters = Counters()
         self.positions = Positions(
             owned.position, {state.source_name: state.position for state in states if state.position is not None}
         )
@@ -142,7 +136,26 @@ class OwnedTarget:
         async def once() -> AsyncIterator[Sequence[Part]]:
             yield parts
 
-        await self.apply_large(once())
+        if self.tracking is not None or not await self._apply_together(parts):
+            await self.apply_large(once())
+
+    async def _apply_together(self, parts: Sequence[Part]) -> bool:
+        """Apply them in one round trip. False: nothing is applied, because that does not go."""
+        started = time.monotonic()
+        plans = await self._plans_for(parts)
+        await self._applier.prepare(plans, parts)
+        heartbeats = [found for part in parts if (found := self._heartbeat_in(part)) is not None]
+        ended = [part.without_changes() for part in parts]
+        ending = self._ending(ended, newest=heartbeats[-1] if heartbeats else None)
+        if ending.unrecorded or self.planning.partitions.has_news or self.planning.columns.has_news:
+            return False
+        holds = self._holds if self.positions.tables else None
+        done = await self._applier.apply_together(parts, plans, ending.statements, holds)
+        if done is None:
+            return False
+        self._committed(ending)
+        self._tell(done, self._counters.add(done), ended, sum(part.size for part in parts), started)
+        return True
 
     async def apply_large(self, stretches: AsyncIterator[Sequence[Part]]) -> None:
         """Apply what comes, stretch by stretch, as one target transaction; durable when it returns.
@@ -160,7 +173,7 @@ class OwnedTarget:
             async for parts in stretches:
                 plans = await self._plans_for(parts)
                 if not has_begun:
-                    await self._applier.prepare(plans)
+                    await self._applier.prepare(plans, parts)
                     with target_errors("beginning a transaction", self._session.where):
                         await connection.execute("BEGIN")
                     has_begun = True
@@ -185,11 +198,14 @@ class OwnedTarget:
                 with target_errors("rolling back", self._session.where):
                     await connection.execute("ROLLBACK")
             raise
-        total = self._count(done)
-        await self._commit(ended, newest=newest)
+        total = self._counters.add(done)
+        await self._commit(self._ending(ended, newest=newest))
         self.planning.partitions.committed()
         if self.tracking is not None:
             self.tracking.committed(self.planning)
+        self._tell(done, total, ended, size, started)
+
+    def _tell(self, done: Applied, total: Mapping[str, int], ended: Sequence[Part], size: int, started: float) -> None:
         self._metrics.batch_applied(
             transactions=len(ended),
             inserts=total["inserted"],
@@ -205,15 +221,15 @@ class OwnedTarget:
         """Store that the stream holds nothing more before ``idle_at``."""
         with target_errors("storing the position", self._session.where):
             await self._session.connection.execute("BEGIN")
-        await self._commit([], idle_at=idle_at)
+        await self._commit(self._ending([], idle_at=idle_at))
 
     async def save(self) -> None:
         """Write what waits for the next batch to travel with: counters, and tables that have stopped."""
-        if self._counts or any(not stop.is_recorded for stop in self._stops.current.values()):
-            self._counted_at = -COUNTERS_EVERY_S
+        if self._counters.waiting or any(not stop.is_recorded for stop in self._stops.current.values()):
+            self._counters.hurry()
             with target_errors("storing what waits", self._session.where):
                 await self._session.connection.execute("BEGIN")
-            await self._commit([])
+            await self._commit(self._ending([]))
 
     async def _plans_for(self, parts: Sequence[Part]) -> Plans:
         """The plans of all relations of this session. A relation that cannot be planned stops its table, here."""
@@ -237,29 +253,12 @@ class OwnedTarget:
     def _holds(self, relation: Relation, part: Part) -> bool:
         return self.positions.skips(self.planning.table_of(relation), part)
 
-    def _count(self, applied: Applied) -> Counter[str]:
-        """Add to the counters of the tables, to be written when it is time; returns the sums of a batch."""
-        total: Counter[str] = Counter()
-        for table, rows in applied.tables.items():
-            counts = RowCounts(rows.inserted, rows.updated, rows.deleted, rows.truncated)
-            for field in ("inserted", "updated", "deleted", "truncated"):
-                total[field] += getattr(counts, field)
-            self._counts[split(table)] = self._counts.get(split(table), RowCounts()) + counts
-        return total
-
     # --- committing
 
-    async def _commit(
-        self,
-        ended: Sequence[Part],
-        *,
-        newest: Heartbeat | None = None,
-        idle_at: Lsn | None = None,
-    ) -> None:
-        """Advance and COMMIT in one round trip, with whatever else has to be stored."""
+    def _ending(self, ended: Sequence[Part], *, newest: Heartbeat | None = None, idle_at: Lsn | None = None) -> Ending:
+        """What a target transaction stores at its end, when these transactions of the source are applied in it."""
         before = self.positions.target
         after, changed = self.positions.after(ended, idle_at)
-        unrecorded = [stop for stop in self._stops.current.values() if not stop.is_recorded]
         statements = [
             table_state.position_sql(self._key, split(table), held) for table, held in sorted(changed.items())
         ]
@@ -269,7 +268,7 @@ class OwnedTarget:
                 table_state.cut_over_sql(self._key),
                 position.cut_over_sql(self._key, self._fence, after, cut_over_at.commit_time_us),
             ]
-        counts = self._counts if time.monotonic() - self._counted_at >= COUNTERS_EVERY_S else {}
+        counts = self._counters.due()
         if counts:
             statements.append(table_state.count_sql(self._key, counts))
         # What a single table is catching up with says nothing of how far its target is.
@@ -286,38 +285,36 @@ class OwnedTarget:
                 heartbeat_at=newest.at if newest else None,
             )
         )
-        for stop in unrecorded:
-            await self._record(stop, changed)
+        unrecorded = [stop for stop in self._stops.current.values() if not stop.is_recorded]
+        return Ending(tuple(statements), after, changed, counts, unrecorded, newest, cut_over_at)
+
+    async def _commit(self, ending: Ending) -> None:
+        """Advance and COMMIT in one round trip, with whatever else has to be stored."""
+        for stop in ending.unrecorded:
+            await self._record(stop, ending.changed)
         await self.planning.columns.record()
         with target_errors("committing", self._session.where):
-            await self._session.connection.execute("; ".join([*statements, "COMMIT"]))
-        self._committed(after, changed, counts, unrecorded, newest)
-        if cut_over_at is not None:
-            self._cut_over(after, cut_over_at)
+            await self._session.connection.execute("; ".join([*ending.statements, "COMMIT"]))
+        self._committed(ending)
 
-    def _committed(
-        self,
-        after: Lsn,
-        changed: Mapping[str, Lsn | None],
-        counts: Mapping[TableName, RowCounts],
-        recorded: Sequence[Stop],
-        newest: Heartbeat | None,
-    ) -> None:
+    def _committed(self, ending: Ending) -> None:
         """It is durable: memory follows."""
-        self.positions.advance(after, changed)
-        for stop in recorded:
+        newest = ending.newest
+        self.positions.advance(ending.after, ending.changed)
+        for stop in ending.unrecorded:
             stop.is_recorded = True
-        if counts:
-            self._counts = {}
-            self._counted_at = time.monotonic()
-        caught_up = [table for table, held in changed.items() if held is None]
+        if ending.counts:
+            self._counters.written()
+        caught_up = [table for table, held in ending.changed.items() if held is None]
         self._stops.went_on(caught_up)
-        self._metrics.position(after)
+        self._metrics.position(ending.after)
         if newest is not None:
             latency_s = self._heartbeats.age_s(newest.count)
             age_s = latency_s if latency_s is not None else self._heartbeats.age_by_source_s(newest.at)
             if age_s is not None:
                 self._metrics.heartbeat_held(age_s=age_s, latency_s=latency_s)
+        if ending.cut_over_at is not None:
+            self._cut_over(ending.after, ending.cut_over_at)
 
     def _heartbeat_in(self, part: Part) -> Heartbeat | None:
         """The last heartbeat of this pipeline in a part that the target does not hold yet."""

@@ -3,9 +3,11 @@
 The caller owns the transaction, because rows and position commit together (invariant 1)::
 
     await applier.prepare(plans)                 # outside of the transaction
-    BEGIN
-    applied = await applier.apply(parts, plans, holds)
-    SELECT cdc.advance(…); COMMIT
+    applied = await applier.apply_together(parts, plans, [SELECT cdc.advance(…)], holds)
+    if applied is None:                          # nothing of it is in the target: step by step then
+        BEGIN
+        applied = await applier.apply(parts, plans, holds)
+        SELECT cdc.advance(…); COMMIT
 
 What `Applier.apply` promises: when it returns, every change of the parts that has a plan and is not held already is in
 the target, each exactly once, and deferred constraints have been checked at the end of a transaction. When it raises,
@@ -26,6 +28,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import asyncpg
 
@@ -39,6 +42,7 @@ from cdc.routing.route import Route
 from cdc.target.catalog import TargetTable, read_table
 from cdc.target.fast_path import FastPath
 from cdc.target.object_oids import ObjectLookup, ReadNames
+from cdc.target.one_trip import OneTrip
 from cdc.target.partition_record import HeldLeaves
 from cdc.target.rejection import (
     NEEDED_RIGHTS,
@@ -93,7 +97,9 @@ class Applier:
         replay = RowReplay(session.connection, self._staging, self._guard, self.read_again)
         self.held: dict[str, HeldLeaves] = {}
         truncations = Truncations(session.connection, self._guard, self.held, self.read_again, self.untold)
-        self._fast = FastPath(session.connection, self._staging, self._guard, replay, truncations)
+        fast_path = partial(FastPath, session.connection, self._staging, self._guard, replay, truncations)
+        self._fast = fast_path()
+        self._one_trip = OneTrip(session, self._staging, fast_path)
         self._strict = StrictPath(replay, truncations)
         self._tables: dict[tuple[str, str], TargetTable | None] = {}
         self._versions: dict[tuple[str, str], str] = {}
@@ -143,13 +149,26 @@ class Applier:
         """Drop what is cached of the table that a route goes to, so that `plan` looks at it again."""
         self._forget_table((route.target_schema, route.target_table))
 
-    async def prepare(self, plans: Plans) -> None:
-        """Create and tidy the staging tables of these plans, before the transaction begins.
+    async def prepare(self, plans: Plans, work: Sequence[Part]) -> None:
+        """Create the staging tables of those of these plans that the parts need, before the transaction begins.
 
         `apply` does it where this was not called, but what is created in a transaction goes when that is rolled back.
         """
+        relations = {relation for part in work for relation in part.relations if relation in plans}
         with target_errors("preparing staging tables", self._session.where):
-            await self._staging.ensure({self._current(plan).shape for plan in plans.values()})
+            await self._staging.ensure({self._current(plans[relation]).shape for relation in relations}, tidies=False)
+
+    async def apply_together(
+        self, work: Sequence[Part], plans: Plans, end: Iterable[str], holds: Holds | None = None
+    ) -> Applied | None:
+        """Apply whole transactions as one target transaction, from BEGIN to COMMIT, in one round trip.
+
+        ``end`` are statements to be executed before the COMMIT, as they are. Durable when it returns what was applied.
+        `None`: nothing is applied, because it needs more than one round trip, or something was not as it should be;
+        `apply` finds out what. Raises `TargetUnavailable` and `FenceLost`, with nothing applied unless the connection
+        was lost.
+        """
+        return await self._one_trip.apply(self._route(work, plans, holds), end)
 
     async def apply(self, work: Sequence[Part], plans: Plans, holds: Holds | None = None) -> Applied:
         """Apply consecutive whole transactions, or one part of a large one, inside the caller's open transaction.
@@ -281,13 +300,12 @@ class Applier:
 
     def _route(self, work: Sequence[Part], plans: Plans, holds: Holds | None) -> list[RoutedPart]:
         """The parts that concern this target, each with the plans that take it."""
-        current = {relation: self._current(plan) for relation, plan in plans.items()}
         routed = []
         for part in work:
             taken = {
-                relation: current[relation]
+                relation: self._current(plans[relation])
                 for relation in part.relations
-                if relation in current and not (holds is not None and holds(relation, part))
+                if relation in plans and not (holds is not None and holds(relation, part))
             }
             if taken:
                 routed.append(RoutedPart(part, taken))

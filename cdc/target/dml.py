@@ -17,8 +17,11 @@ from datetime import datetime, timedelta
 from cdc.identifiers import quote, quote_list
 from cdc.target.table_shape import PlanColumn, TableShape
 
+Ordinal = int | str
+"""An ordinal, or the parameter of a prepared statement that stands for one."""
 
-def insert(shape: TableShape, stage: str, low: int, high: int) -> str:
+
+def insert(shape: TableShape, stage: str, low: Ordinal, high: Ordinal) -> str:
     """Insert staged rows. Where the target would take a second row of a key, it is left out: the count tells."""
     written = shape.written
     names = quote_list(shape.columns[place].name for place in written)
@@ -53,7 +56,7 @@ def upsert(shape: TableShape, stage: str, low: int, high: int, *, over: str | No
     )
 
 
-def update(shape: TableShape, stage: str, unchanged: Collection[int], low: int, high: int) -> str | None:
+def update(shape: TableShape, stage: str, unchanged: Collection[int], low: Ordinal, high: Ordinal) -> str | None:
     """Update rows whose key stays, but for the places ``unchanged``; `None` when no column is left to set.
 
     A column that cannot be updated (identity ALWAYS) must have the staged value already, or the count falls short.
@@ -66,7 +69,8 @@ def update(shape: TableShape, stage: str, unchanged: Collection[int], low: int, 
         shape,
         f"UPDATE {shape.rows_name} AS t SET {_assignments(shape, sets)} FROM {stage} AS s "
         f"WHERE {' AND '.join(conditions)}",
-        high - low + 1,
+        low,
+        high,
     )
 
 
@@ -76,7 +80,8 @@ def change_key(shape: TableShape, stage: str, unchanged: Collection[int], low: i
         shape,
         f"UPDATE {shape.rows_name} AS t SET {_assignments(shape, _settable(shape, unchanged))} FROM {stage} AS s "
         f"WHERE {' AND '.join([_between(low, high), _same_key(shape, 'old'), *_live(shape)])}",
-        high - low + 1,
+        low,
+        high,
     )
 
 
@@ -131,7 +136,7 @@ def _write_anew(shape: TableShape, stage: str, unchanged: Collection[int], condi
     )
 
 
-def delete(shape: TableShape, stage: str, low: int, high: int) -> str:
+def delete(shape: TableShape, stage: str, low: Ordinal, high: Ordinal) -> str:
     """Delete rows whose key is staged in the place of a new row's; where deleted rows stay, note the time in them."""
     if shape.keeps_deleted:
         noted, live = _deletion(shape)
@@ -139,13 +144,15 @@ def delete(shape: TableShape, stage: str, low: int, high: int) -> str:
             shape,
             f"UPDATE {shape.rows_name} AS t SET {noted} FROM {stage} AS s "
             f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')} AND {live}",
-            high - low + 1,
+            low,
+            high,
         )
     return _counted(
         shape,
         f"DELETE FROM {shape.rows_name} AS t USING {stage} AS s "
         f"WHERE {_between(low, high)} AND {_same_key(shape, 'new')}",
-        high - low + 1,
+        low,
+        high,
     )
 
 
@@ -308,7 +315,7 @@ def remove(shape: TableShape, condition: str, *, other: str | None = None) -> st
     )
 
 
-def _counted(shape: TableShape, sql: str, expected: int) -> str:
+def _counted(shape: TableShape, sql: str, low: Ordinal, high: Ordinal) -> str:
     """The statement, whose command tag tells when a staged row was found more than once.
 
     Where no unique index keeps the target's keys apart, one row that is there twice and one that is missing would come
@@ -316,6 +323,9 @@ def _counted(shape: TableShape, sql: str, expected: int) -> str:
     """
     if shape.key_is_unique or shape.overlap:
         return sql
+    assert isinstance(low, int)
+    assert isinstance(high, int)
+    expected = high - low + 1
     return (
         f"WITH changed AS ({sql} RETURNING s.ordinal) SELECT 1 FROM changed GROUP BY ordinal "
         f"UNION ALL SELECT 1 FROM generate_series(1, {expected + 1}) "
@@ -350,7 +360,7 @@ def _record(values: str) -> str:
     return f"CAST(ROW({values}) AS record)"
 
 
-def _between(low: int, high: int) -> str:
+def _between(low: Ordinal, high: Ordinal) -> str:
     return f"s.ordinal BETWEEN {low} AND {high}"
 
 

@@ -13,7 +13,7 @@ correctness. Tables in overlap go the same way, with the statements of `cdc.targ
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -23,16 +23,17 @@ from cdc.changes.row_reader import Fields, KeyNotSent
 from cdc.changes.shared_keys import SharedKeys
 from cdc.changes.transaction import Kind, Run
 from cdc.pgoutput.tuples import NULL, UNCHANGED
-from cdc.target import dml, kept_rows, overlap
+from cdc.target import kept_rows, overlap
 from cdc.target.copy_encoding import NotSent, messages_stream, rows_stream
 from cdc.target.rejection import Guard, Reason, Refused
-from cdc.target.row_counts import check_count, row_count
 from cdc.target.row_replay import RowReplay, arrivals_of
 from cdc.target.staging import Staging
 from cdc.target.steps import Group, RoutedPart, Step, TargetName, parents_first, split, stretched
 from cdc.target.table_plan import TablePlan
 from cdc.target.table_shape import TableShape
+from cdc.target.together import NotTogether, Together
 from cdc.target.truncation import Truncations
+from cdc.target.writing import Change, Move, OneByOne, Writing
 
 BREATH_ROWS = 1_000
 """After how many folded rows the other tasks of the worker get their turn: some 5 to 10 ms."""
@@ -59,10 +60,14 @@ class FastPath:
         guard: Guard,
         replay: RowReplay,
         truncations: Truncations,
+        together: Together | None = None,
     ) -> None:
+        """With ``together`` everything is only collected there, and what cannot be raises `NotTogether`."""
         self._connection = connection
         self._staging = staging
         self._guard = guard
+        self._writing: Writing = together or OneByOne(connection, guard)
+        self._is_together = together is not None
         self._replay = replay
         self._truncations = truncations
 
@@ -74,6 +79,7 @@ class FastPath:
         self._replay.begin()
         for step in split(parts):
             await self._apply_step(step, in_order)
+            self._needs_answers(step.truncation is not None)
             if step.truncation is not None:
                 await self._truncations.truncate(step.truncated, step.truncation)
 
@@ -116,6 +122,7 @@ class FastPath:
         """Apply one group after another, each completely: where a table's changes come to more than one outcome."""
         shape = group.shape
         if shape in in_order:
+            self._needs_answers()
             for plan, run in group.runs:
                 await self._replay.apply(plan, run.kind, run.rows, run.commit_time_us)
         elif _goes_straight_in(group):
@@ -125,10 +132,12 @@ class FastPath:
                 if run.kind is Kind.INSERT and shape.copies_directly:
                     await self._copy_messages(shape, [(plan, run)])
                 else:
+                    self._needs_answers()
                     await self._replay.apply(plan, run.kind, run.rows, run.commit_time_us)
         else:
             for stretch in await self._fold(group):
                 if isinstance(stretch, KeyChange):
+                    self._needs_answers()
                     await self._replay.change_key(shape, stretch.old_key, stretch.fields)
                 else:
                     staged = await self._stage(shape, stretch)
@@ -176,7 +185,7 @@ class FastPath:
             rows += outcome.inserts
         if not rows:
             return staged
-        low, _ = await self._staging.stage(shape, rows, with_old=False, guard=self._guard)
+        low, _ = await self._staging.stage(shape, rows, with_old=False, writing=self._writing)
         if outcome.deletes:
             staged.deletes = (low, low + len(outcome.deletes) - 1)
             low += len(outcome.deletes)
@@ -192,37 +201,29 @@ class FastPath:
         if staged.deletes is not None:
             low, high = staged.deletes
             if shape.overlap:
+                self._needs_answers()
                 await overlap.delete(self._connection, self._guard, shape, self._staging.name(shape), low, high)
                 return
-            sql = dml.delete(shape, self._staging.name(shape), low, high)
-            await self._execute(shape, sql, high - low + 1, may_fall_short=shape.loses_rows)
+            await self._writing.change(Change(Move.DELETE, shape), self._staging.name(shape), low, high)
 
     async def _update_and_insert(self, staged: _Staged) -> None:
         shape, stage = staged.shape, self._staging.name(staged.shape)
         if shape.overlap:
+            self._needs_answers()
             await self._overlap(staged, stage)
             return
         for unchanged, low, high in staged.updates:
-            sql = dml.update(shape, stage, unchanged, low, high)
-            if sql is not None:
-                await self._execute(shape, sql, high - low + 1)
+            await self._writing.change(Change(Move.UPDATE, shape, unchanged), stage, low, high)
         if staged.inserts is not None:
             low, high = staged.inserts
             if shape.keeps_deleted:
+                self._needs_answers()
                 await kept_rows.insert(self._connection, self._guard, shape, stage, low, high)
                 return
-            await self._execute(shape, dml.insert(shape, stage, low, high), high - low + 1)
+            await self._writing.change(Change(Move.INSERT, shape), stage, low, high)
         elif staged.outcome.inserts:
             inserts = staged.outcome.inserts
-            with self._guard(shape):
-                tag = await self._connection.copy_to_table(
-                    shape.name,
-                    schema_name=shape.schema,
-                    columns=[column.name for column in shape.columns],
-                    source=rows_stream(inserts, len(shape.columns)),
-                    format="binary",
-                )
-            check_count(shape, row_count(tag), len(inserts))
+            await self._copy(shape, rows_stream(inserts, len(shape.columns)), len(inserts))
 
     async def _overlap(self, staged: _Staged, stage: str) -> None:
         shape = staged.shape
@@ -233,26 +234,24 @@ class FastPath:
 
     async def _copy_messages(self, shape: TableShape, runs: Sequence[tuple[TablePlan, Run]]) -> None:
         """Copy the rows of insert messages straight into the table."""
-        with self._guard(shape):
-            try:
-                tag = await self._connection.copy_to_table(
-                    shape.name,
-                    schema_name=shape.schema,
-                    columns=[column.name for column in shape.columns],
-                    source=messages_stream(
-                        ((plan.reader, rows) for plan, rows in stretched((plan, run.rows) for plan, run in runs)),
-                        len(shape.columns),
-                    ),
-                    format="binary",
-                )
-            except NotSent:
-                raise Refused(shape, Reason.CONTRADICTION) from None
-        check_count(shape, row_count(tag), sum(len(run.rows) for _, run in runs))
+        source = messages_stream(
+            ((plan.reader, rows) for plan, rows in stretched((plan, run.rows) for plan, run in runs)),
+            len(shape.columns),
+        )
+        try:
+            await self._copy(shape, source, sum(len(run.rows) for _, run in runs))
+        except NotSent:
+            raise Refused(shape, Reason.CONTRADICTION) from None
 
-    async def _execute(self, shape: TableShape, sql: str, expected: int, *, may_fall_short: bool = False) -> None:
-        with self._guard(shape):
-            changed = row_count(await self._connection.execute(sql))
-        check_count(shape, changed, expected, may_fall_short=may_fall_short)
+    async def _copy(self, shape: TableShape, rows: AsyncIterator[bytes], count: int) -> None:
+        """Copy rows straight into the table."""
+        columns = [column.name for column in shape.columns]
+        await self._writing.copy(shape, (shape.schema, shape.name), columns, rows, count)
+
+    def _needs_answers(self, really: bool = True) -> None:
+        """What comes next asks the target, and goes by the answer."""
+        if really and self._is_together:
+            raise NotTogether
 
 
 def copies_inserts(shape: TableShape) -> bool:

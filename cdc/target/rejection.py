@@ -47,7 +47,7 @@ NEEDED_RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
 _ABOUT_ROWS = ("22", "23", "54", "P0")
 """Classes of SQLSTATE that depend on the rows: data exceptions, constraints, sizes beyond a limit, triggers' errors."""
 
-_OUTDATED = frozenset(("08P01", "22P03", "42P01", "42703", "42704", "42804", "42883", "428C9", "55000"))
+OUTDATED = frozenset(("08P01", "22P03", "42P01", "42703", "42704", "42804", "42883", "428C9", "55000"))
 """What the server says when a table, column or type is not what it was when the plan was made. (22P03 and 08P01: a
 value is not in the binary format of its column, or too short for it.)"""
 
@@ -105,7 +105,7 @@ class Unfit(Exception):
     @property
     def is_outdated(self) -> bool:
         """Whether planning the table again may help."""
-        return self.server.sqlstate in _OUTDATED
+        return self.server.sqlstate in OUTDATED
 
     @property
     def is_missing_right(self) -> bool:
@@ -127,7 +127,7 @@ def guard_for(where: str) -> Guard:
         except asyncpg.PostgresError as error:
             server = server_error(error)
             translated = translate(error, f"writing to {shape.schema}.{shape.name}", where)
-            if server.sqlstate in _OUTDATED:
+            if server.sqlstate in OUTDATED:
                 raise Unfit(shape, server) from None
             if isinstance(translated, TransientError):
                 raise translated from None

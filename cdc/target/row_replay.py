@@ -27,6 +27,7 @@ from cdc.target.row_counts import check_count, row_count
 from cdc.target.staging import Staging, old_places
 from cdc.target.table_plan import TablePlan
 from cdc.target.table_shape import TableShape
+from cdc.target.writing import OneByOne
 
 RANGE_ROWS = 1_000
 """How many rows a range holds at most. A refused range is halved, and every half scans the staging table: this keeps
@@ -76,6 +77,7 @@ class RowReplay:
         self._connection = connection
         self._staging = staging
         self._guard = guard
+        self._writing = OneByOne(connection, guard)
         self._read_again = read_again
         self._arrivals: dict[TableShape, Arrivals] = {}
 
@@ -127,7 +129,7 @@ class RowReplay:
                 arrivals.note(reader, kind, message)
 
     async def _apply_range(self, shape: TableShape, rows: Range) -> None:
-        low, high = await self._staging.stage(shape, rows.rows, with_old=True, guard=self._guard)
+        low, high = await self._staging.stage(shape, rows.rows, with_old=True, writing=self._writing)
         pending = [(low, high)]
         while pending:
             first, last = pending.pop()

@@ -55,7 +55,8 @@ SETTINGS: dict[str, str] = {
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
-    # Staging tables change size with every batch: a cached generic plan would scan a large target for a small one.
+    # Staging tables change size with every batch: a cached generic plan would scan a large target for a small one. What
+    # is prepared for few rows is planned otherwise (cdc.target.together).
     "plan_cache_mode": "force_custom_plan",
     "jit": "off",
     # The server's side of the keepalives, see `KEEPALIVE_IDLE_S`.
@@ -132,7 +133,8 @@ async def connect(
         connection = await asyncpg.connect(
             dsn,
             timeout=timeout_s,
-            # Hazard 18: a prepared statement is invalid after DDL on its table. Nothing here is hot enough to need one.
+            # Hazard 18: a prepared statement may be invalid after DDL on its table. Those of `cdc.target.together` can
+            # fail, and are made anew; the driver's own would fail anywhere.
             statement_cache_size=0,
             server_settings={
                 **SETTINGS,
@@ -206,6 +208,10 @@ def _address(dsn: str) -> str | None:
     return f"{hosts}/{database}"
 
 
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
+"""What the driver raises; `translate` knows what to make of it."""
+
+
 @contextmanager
 def target_errors(what: str, where: str, told: Callable[[str | None], str] | None = None) -> Iterator[None]:
     """Turn whatever the driver raises inside into a `CdcError`, without the driver's error in its traceback.
@@ -214,15 +220,14 @@ def target_errors(what: str, where: str, told: Callable[[str | None], str] | Non
     """
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError) as error:
+    except DRIVER_ERRORS as error:
         remark = "" if told is None else told(getattr(error, "sqlstate", None))
         raise translate(error, what + remark, where) from None
 
 
 def is_driver_error(error: BaseException) -> bool:
     """Whether `translate` knows what to make of ``error``."""
-    driver = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
-    return isinstance(error, driver)
+    return isinstance(error, DRIVER_ERRORS)
 
 
 def server_error(error: asyncpg.PostgresError) -> ServerError:

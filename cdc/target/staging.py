@@ -14,14 +14,14 @@ identify an old row, named by the place of the column. It has no index: it is sm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterable, Sequence
 
 import asyncpg
 
 from cdc.changes.row_reader import Fields
 from cdc.target.copy_encoding import rows_stream
 from cdc.target.table_shape import TableShape
+from cdc.target.writing import Writing
 
 GARBAGE_BYTES = 512 * 1024
 """How many bytes of earlier batches a staging table may hold before it is truncated. Every statement scans them, at
@@ -30,9 +30,6 @@ this size is one for thousands of staged rows: autovacuum keeps up easily."""
 
 _ROW_OVERHEAD_BYTES = 40
 """What a staged row occupies beside its values: its header, its line pointer and the ordinal."""
-
-Guard = Callable[[TableShape], AbstractContextManager[None]]
-"""Turns the driver's errors of a statement that concerns a table into the applier's own."""
 
 
 class Staging:
@@ -45,13 +42,14 @@ class Staging:
         self._doubtful: set[str] = set()  # created in a transaction of which we do not know whether it committed
         self._garbage: dict[str, int] = {}
         self._ordinal = 0
+        self._emptied: list[str] = []
 
     def name(self, shape: TableShape) -> str:
         """The qualified name of the shape's staging table, which `ensure` has created."""
         return f"pg_temp.{self._bare_name(shape)}"
 
-    async def ensure(self, shapes: Iterable[TableShape]) -> None:
-        """Create what is missing of these shapes' tables, and empty those that hold too much garbage.
+    async def ensure(self, shapes: Collection[TableShape], *, tidies: bool = True) -> None:
+        """Create what is missing of these shapes' tables, and, if it ``tidies``, empty those that hold much garbage.
 
         To be called outside of any savepoint that may be rolled back, best outside of a transaction.
         """
@@ -69,14 +67,31 @@ class Staging:
             self._doubtful.update(missing)
         else:
             self._doubtful.difference_update(missing)
-        full = [name for name in wanted if self._garbage[name] > GARBAGE_BYTES]
-        if full:
-            await self._connection.execute("TRUNCATE " + ", ".join(f"pg_temp.{name}" for name in full))
-            # If a rollback brings the garbage back, it is scanned a little longer; no ordinal comes twice.
-            self._garbage.update(dict.fromkeys(full, 0))
+        emptying = self.emptying(shapes) if tidies else None
+        if emptying is not None:
+            await self._connection.execute(emptying)
+
+    def emptying(self, shapes: Iterable[TableShape]) -> str | None:
+        """A statement that empties those of these shapes' tables that hold too much garbage; it will be executed."""
+        names = [self._bare_name(shape) for shape in shapes]
+        full = self._emptied = [name for name in names if self._garbage.get(name, 0) > GARBAGE_BYTES]
+        if not full:
+            return None
+        # If a rollback brings the garbage back, it is scanned a little longer; no ordinal comes twice.
+        self._garbage.update(dict.fromkeys(full, 0))
+        return "TRUNCATE " + ", ".join(f"pg_temp.{name}" for name in full)
+
+    def not_emptied(self) -> None:
+        """The last `emptying` was not executed, or rolled back."""
+        self._garbage.update(dict.fromkeys(self._emptied, GARBAGE_BYTES + 1))
+
+    def has(self, shapes: Iterable[TableShape]) -> bool:
+        """Whether these shapes' tables exist for certain."""
+        names = map(self._bare_name, shapes)
+        return all(name in self._created and name not in self._doubtful for name in names)
 
     async def stage(
-        self, shape: TableShape, rows: Sequence[Fields], *, with_old: bool, guard: Guard
+        self, shape: TableShape, rows: Sequence[Fields], *, with_old: bool, writing: Writing
     ) -> tuple[int, int]:
         """Copy rows into the shape's staging table; return the first and the last ordinal.
 
@@ -89,14 +104,8 @@ class Staging:
             columns += [f"old_{place + 1}" for place in old_places(shape)]
         low = self._ordinal + 1
         self._ordinal += len(rows)
-        with guard(shape):
-            await self._connection.copy_to_table(
-                name,
-                schema_name="pg_temp",
-                columns=["ordinal", *columns],
-                source=rows_stream(rows, len(columns), first_ordinal=low),
-                format="binary",
-            )
+        source = rows_stream(rows, len(columns), first_ordinal=low)
+        await writing.copy(shape, ("pg_temp", name), ["ordinal", *columns], source, len(rows))
         self._garbage[name] += len(rows) * (_ROW_OVERHEAD_BYTES + 4 * len(columns)) + _payload(rows)
         return low, self._ordinal
 

@@ -46,6 +46,7 @@ class Survey:
     """Counts the changes of routed parts by plan and kind."""
 
     def __init__(self, routed: Sequence[RoutedPart]) -> None:
+        self.routed = routed
         self._rows: dict[tuple[TablePlan, Kind], int] = {}
         self._truncations: dict[TablePlan, int] = {}
         rows = self._rows
@@ -75,6 +76,17 @@ class Survey:
     def staged(self) -> set[TableShape]:
         """Those whose rows the fast path stages: all but the ones that see nothing but inserts."""
         return {plan.shape for plan, kind in self._rows if not (kind is Kind.INSERT and copies_inserts(plan.shape))}
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether something of it cannot be sent before it is known what came of the statements before."""
+        return bool(self._truncations) or any(
+            plan.shape.overlap
+            or plan.names_objects
+            or (plan.shape.keeps_deleted and kind is not Kind.UPDATE)
+            or not (plan.shape.key_is_unique or (kind is Kind.INSERT and copies_inserts(plan.shape)))
+            for plan, kind in self._rows
+        )
 
     @property
     def defers(self) -> bool:

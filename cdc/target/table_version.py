@@ -1,7 +1,10 @@
 """Whether a target's table is still the one that a plan was made for.
 
-A table's *version* names the catalog rows of its columns as they are now: any DDL on them gives another version. It
-means nothing outside of one database, and is only compared.
+A table's *version* names the catalog rows of its columns, indexes and triggers as they are now: any DDL on them gives
+another version. It means nothing outside of one database, and is only compared.
+
+Whoever alters columns or triggers waits for the locks that writing to the table takes: what is found after that was
+true before it, up to the end of the transaction.
 """
 
 from __future__ import annotations
@@ -29,8 +32,7 @@ class TablesChanged(Exception):
 
 async def read_version(connection: asyncpg.Connection, schema: str, name: str) -> str:
     """The version of a table now."""
-    version = await connection.fetchval(f"SELECT {_version(schema, name)}")
-    return NO_TABLE if version is None else str(version)
+    return str(await connection.fetchval(f"SELECT {_version(_literal((schema, name)))}"))
 
 
 def check_versions(versions: Mapping[Name, str]) -> str:
@@ -38,17 +40,42 @@ def check_versions(versions: Mapping[Name, str]) -> str:
 
     So it can be sent together with what follows it, without waiting for an answer in between.
     """
-    same = " AND ".join(
-        f"coalesce({_version(*name)}, {quote_literal(NO_TABLE)}) = {quote_literal(version)}"
-        for name, version in sorted(versions.items())
+    return _unless(
+        " AND ".join(
+            f"{_version(_literal(name))} = {quote_literal(version)}" for name, version in sorted(versions.items())
+        )
     )
-    return f"SELECT 1 / (CASE WHEN {same} THEN 1 ELSE 0 END)"
 
 
-def _version(schema: str, name: str) -> str:
-    """An expression: the transaction ids that wrote the descriptions of its columns. A dropped column keeps its row."""
-    table = f"pg_catalog.to_regclass({quote_literal(quote_qualified(schema, name))})"
+def check_parameters() -> str:
+    """The same for one table, to be prepared: its quoted name is $1, its version $2, both of type text."""
+    return _unless(f"{_version('$1')} = $2")
+
+
+def parameters(name: Name, version: str) -> str:
+    """What `check_parameters` takes."""
+    return f"{_literal(name)}, {quote_literal(version)}"
+
+
+def _unless(condition: str) -> str:
+    return f"SELECT 1 / (CASE WHEN {condition} THEN 1 ELSE 0 END)"
+
+
+def _literal(name: Name) -> str:
+    return quote_literal(quote_qualified(*name))
+
+
+def _version(table: str) -> str:
+    """An expression: the transaction ids that wrote what describes the table. A dropped column keeps its row."""
+    written = "".join(
+        f" || ARRAY(SELECT c.xmin FROM pg_catalog.{catalog} c WHERE c.{of} = r.oid{more} ORDER BY c.{number})::text"
+        for catalog, of, number, more in (
+            ("pg_attribute", "attrelid", "attnum", " AND c.attnum > 0"),
+            ("pg_index", "indrelid", "indexrelid", ""),
+            ("pg_trigger", "tgrelid", "oid", ""),
+        )
+    )
     return (
-        "(SELECT pg_catalog.string_agg(a.attrelid || ' ' || a.xmin::text, ' ' ORDER BY a.attnum) "
-        f"FROM pg_catalog.pg_attribute a WHERE a.attrelid = {table} AND a.attnum > 0)"
+        f"(SELECT coalesce(r.oid{written}, {quote_literal(NO_TABLE)}) "
+        f"FROM (SELECT pg_catalog.to_regclass({table})::oid AS oid) AS r)"
     )

@@ -36,6 +36,7 @@ class Replica:
     """``routes`` default to every table that the stream mentions, under its own name, with all columns.
 
     ``overlap`` says that the target may hold changes already that are still to be applied, until `cut_over`.
+    ``together`` says that a batch goes in one round trip where that goes, as a worker's does.
     """
 
     source: Database
@@ -46,6 +47,7 @@ class Replica:
     routes: Sequence[Route] = ()
     binary: bool = True
     overlap: bool = False
+    together: bool = True
     plans: dict[Relation, TablePlan] = field(default_factory=dict)
 
     async def record(self) -> list[Part]:
@@ -83,7 +85,11 @@ class Replica:
                 route = self.route_of(found)
                 if relation not in self.plans and route is not None:
                     self.plans[relation] = await self.applier.plan(found, route, overlap=self.overlap)
-        await self.applier.prepare(self.plans)
+        await self.applier.prepare(self.plans, parts)
+        # As a worker does, which has a position to move at the end.
+        applied = await self.applier.apply_together(parts, self.plans, [], holds) if self.together else None
+        if applied is not None:
+            return applied
         async with self.session.connection.transaction():
             return await self.applier.apply(parts, self.plans, holds)
 

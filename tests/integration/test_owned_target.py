@@ -94,11 +94,11 @@ async def own_position(session: Session) -> Lsn | None:
 async def test_counters_are_saved_without_moving_a_table_that_is_catching_up(session: Session) -> None:
     target = await owned(session)
     assert target.positions.acknowledgeable == HELD
-    target._counts = {("public", "slow"): RowCounts(inserted=1)}
+    target._counters.waiting = {("public", "slow"): RowCounts(inserted=1)}
     await target.save()
     assert await own_position(session) == HELD
     assert target.positions.acknowledgeable == HELD
-    assert target._counts == {}
+    assert target._counters.waiting == {}
 
 
 async def test_a_table_that_is_caught_up_has_no_position_of_its_own_any_more(session: Session) -> None:
