@@ -27,15 +27,13 @@ from tests.unit.walsender import RELATIONS, Walsender
 ROOM = 1 << 30
 SLOTS = 2
 
-_slots = st.integers(0, SLOTS - 1)
-_oids = st.integers(0, RELATIONS - 1)
-_operations = st.one_of(
-    *[
-        st.tuples(st.just(name), _slots)
-        for name in ("begin", "savepoint", "release", "rollback_to", "rollback", "commit", "stream", "stream")
-    ],
-    *[st.tuples(st.just(name), _slots, _oids) for name in ("change", "change", "change", "alter")],
-    *[st.tuples(st.just(name), _oids) for name in ("rename", "analyze")],
+# One sample is one operation: what is listed twice happens twice as often.
+_operations = st.sampled_from(
+    [(name, slot) for name in ("begin", "release", "rollback", "commit") for slot in range(SLOTS)]
+    + [(name, slot) for name in ("savepoint", "rollback_to", "stream") for slot in range(SLOTS)] * 3
+    + [("change", slot, oid) for slot in range(SLOTS) for oid in range(RELATIONS)] * 3
+    + [("alter", slot, oid) for slot in range(SLOTS) for oid in range(RELATIONS)]
+    + [(name, oid) for name in ("rename", "analyze") for oid in range(RELATIONS)]
 )
 
 
@@ -49,7 +47,7 @@ def sent(history: Sequence[tuple[object, ...]]) -> Walsender:
     return walsender
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     history=st.lists(_operations, min_size=30, max_size=90),
     at_once=st.integers(1, 30),

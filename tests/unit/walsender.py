@@ -15,7 +15,7 @@ from cdc.pgoutput import messages as m
 from tests.streams import Told
 from tests.unit.pgoutput_encoder import encode
 
-RELATIONS = 3
+RELATIONS = 2
 
 
 @dataclass
