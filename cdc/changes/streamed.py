@@ -141,11 +141,6 @@ class StreamedTransactions:
         self._arrivals = 0
 
     @property
-    def in_block(self) -> bool:
-        """Whether a Stream Start has come whose Stream Stop is still to come."""
-        return self._block is not None
-
-    @property
     def transactions(self) -> int:
         """How many are open."""
         return len(self._open)

@@ -62,12 +62,16 @@ async def receive(
                     await _wait_for_room(deliveries, settings.detach_after_s)
             if any(keepalive.reply_requested for keepalive in keepalives):
                 answer()
-            if keepalives and not (accumulator.in_transaction or streamed.in_block):
+            if keepalives and not accumulator.in_transaction:
                 _note(keepalives, deliveries, acknowledgement)
 
 
 def _note(keepalives: Sequence[Keepalive], deliveries: Sequence[Delivery], acknowledgement: Acknowledgement) -> None:
-    """With no transaction open, everything committed before a keepalive's LSN has been received (hazard 3)."""
+    """With no transaction open, everything committed before a keepalive's LSN has been received (hazard 3).
+
+    Transactions that are streamed before their commit are none of these: they commit after it, wherever they began. The
+    slot keeps the WAL from the beginning of the oldest one on by itself (``restart_lsn``), whatever it is told.
+    """
     for keepalive in keepalives:
         acknowledgement.receive(keepalive.end_lsn)
     for delivery in deliveries:

@@ -12,9 +12,11 @@ import psycopg
 import pytest
 
 from cdc.identifiers import quote
+from cdc.service.stream_options import _have_ended
+from cdc.source.connection import connect
 from tests.conftest import MakeDatabase
 from tests.database import Database
-from tests.integration.test_pipeline import _connections_refused, fence_held
+from tests.integration.test_pipeline import _connections_refused
 from tests.pipeline import Pipeline, follow
 
 TABLES = "CREATE TABLE items (id bigint PRIMARY KEY, body text); CREATE TABLE log (id bigint PRIMARY KEY, line text)"
@@ -134,12 +136,11 @@ async def test_a_worker_killed_while_it_applies_a_spooled_transaction_applies_it
         worker = await pipeline.start()
         async with large(source) as session:
             await spooled(pipeline)
-            with fence_held(target):
+            with psycopg.connect(target.dsn) as holder:
+                holder.execute("LOCK items")
                 await session.commit()
-                busy = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
-                await pipeline.until(
-                    lambda: target.fetchval(busy, target.name) > 0, "the worker is at the end of the transaction"
-                )
+                waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'items'::regclass"
+                await pipeline.until(lambda: target.fetchval(waits) > 0, "the worker is inside the transaction")
                 await worker.kill()
             assert items(target) == 0
         await pipeline.start()
@@ -294,3 +295,22 @@ async def test_many_large_transactions_at_once_arrive_in_the_order_of_their_comm
                 tasks.create_task(write(number))
         await pipeline.assert_caught_up_and_equal()
         await spooled(pipeline, 0)
+
+
+async def test_what_has_ended_is_told_from_what_runs_or_is_prepared(source: Database) -> None:
+    source.execute(TABLES)
+    own_xid = "SELECT (pg_current_xact_id()::text::bigint & 4294967295)::bigint"
+    async with await connect(source.dsn, application_name="tests") as catalog:
+        async with source.session(autocommit=False) as session:
+            (running,) = await (await session.execute(own_xid)).fetchone() or (0,)
+            assert not await _have_ended(catalog, frozenset({running}))
+            await session.rollback()
+            assert await _have_ended(catalog, frozenset({running}))
+            (prepared,) = await (await session.execute(own_xid)).fetchone() or (0,)
+            await session.execute("INSERT INTO log VALUES (1, '')")
+            await session.execute("PREPARE TRANSACTION 'waits'")
+        source.execute("INSERT INTO log VALUES (2, '')")
+        assert not await _have_ended(catalog, frozenset({running, prepared}))
+        source.execute("COMMIT PREPARED 'waits'")
+        assert await _have_ended(catalog, frozenset({running, prepared}))
+        assert not await _have_ended(catalog, frozenset({prepared + 1000})), "what is to come has not ended"

@@ -64,7 +64,7 @@ def test_hazard_12_what_comes_out_tells_what_was_committed(
         closing(StreamedTransactions(space)) as stream,
     ):
         assert transactions(protocol_1(walsender.messages, stream, at_once=at_once)) == walsender.told
-        assert (stream.transactions, stream.spooled_bytes, space.used_bytes, stream.in_block) == (0, 0, 0, False)
+        assert (stream.transactions, stream.spooled_bytes, space.used_bytes) == (0, 0, 0)
 
 
 # --- examples, which say what a case is about
