@@ -268,7 +268,7 @@ class WorkerConfig(BaseModel):
     max_spool_bytes: Size = Field(default=1024**3, ge=0)
     """Most bytes that large transactions take on the worker's disk, compressed, until they commit: all together. Beyond
     it, and where the disk is full, they are read after their commit instead, as with 0; then they take no disk here.
-    The default is some 30 million rows of ten columns, and less than the smallest container leaves free."""
+    The default is some 20 million rows of ten columns (46 bytes each were measured)."""
 
     spool_directory: Path | None = None
     """Where that is; the system's directory for temporary files unless given. A directory in memory is no good: what
