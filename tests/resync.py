@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cdc.bootstrap.progress import Silence
+from cdc.changes.spool import SpoolSpace
 from cdc.config import Config
 from cdc.observe.metrics import Metrics
 from cdc.service import loading, provision, resync
@@ -70,7 +71,9 @@ class Replicated:
             delivery.resyncing.before_mark = before_mark
         for name, value in tuning.items():
             setattr(delivery.resyncing, name, value)
-        lane = Lane(self.config, [delivery], heartbeats=heartbeats, metrics=metrics.lane(), stop=stop)
+        lane = Lane(
+            self.config, [delivery], spool=SpoolSpace(0), heartbeats=heartbeats, metrics=metrics.lane(), stop=stop
+        )
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(lane.run())
             try:

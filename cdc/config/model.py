@@ -6,6 +6,7 @@ exist?) is checked by `cdc.routing.router`. A key that is not listed here is an 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, SecretStr, StringConstraints, field_validator, model_validator
@@ -263,6 +264,15 @@ class WorkerConfig(BaseModel):
     changes counts, too. What several targets wait for is held once, so that with targets that want the same
     tables the worker's memory is about this, once, and three times ``max_batch_bytes`` for each target: its batch, and
     the rows of that batch taken apart while they are applied (measured: up to twice as much again)."""
+
+    max_spool_bytes: Size = Field(default=1024**3, ge=0)
+    """Most bytes that large transactions take on the worker's disk, compressed, until they commit: all together. Beyond
+    it, and where the disk is full, they are read after their commit instead, as with 0; then they take no disk here.
+    The default is some 20 million rows of ten columns (46 bytes each were measured)."""
+
+    spool_directory: Path | None = None
+    """Where that is; the system's directory for temporary files unless given. A directory in memory is no good: what
+    is there counts as memory."""
 
     heartbeat_interval_s: float = Field(default=1.0, ge=0.1, le=3600)
     """Seconds between two heartbeats at the source: how fine the lag in seconds is. One costs an update of one row."""

@@ -13,6 +13,7 @@ import math
 import re
 import resource
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -226,6 +227,15 @@ class LaneMetrics:
         self._received_messages.inc(messages)
         self._received_bytes.inc(size_bytes)
 
+    def spool(self, *, size_bytes: Callable[[], float], transactions: Callable[[], float]) -> None:
+        """What tells, whenever it is asked, how much of a stream waits on disk for its commit."""
+        self._scope.gauge(names.SPOOL_BYTES).set_function(size_bytes)
+        self._scope.gauge(names.SPOOL_TRANSACTIONS).set_function(transactions)
+
+    def spool_fallback(self, is_on: bool) -> None:
+        """Whether large transactions are received after their commit, for want of a spool."""
+        self._scope.gauge(names.SPOOL_FALLBACK).set(is_on)
+
     def heartbeat_written(self) -> None:
         """A heartbeat has been committed at the source."""
         self._heartbeats.inc()
@@ -315,6 +325,9 @@ _OF_A_LANE = (
     names.RECEIVED_MESSAGES,
     names.HEARTBEATS,
     names.SOURCE_POSITION_BYTES,
+    names.SPOOL_BYTES,
+    names.SPOOL_TRANSACTIONS,
+    names.SPOOL_FALLBACK,
 )
 
 _ROW_KINDS = ("insert", "update", "delete", "truncate")

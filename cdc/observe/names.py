@@ -181,6 +181,20 @@ SLOT_WAL_STATUS = Metric(
     labels=("slot", "wal_status"),
 )
 
+SPOOL_BYTES = Metric(
+    "cdc_spool_bytes",
+    MetricKind.GAUGE,
+    "What large transactions take on the worker's disk until they commit, compressed.",
+)
+SPOOL_TRANSACTIONS = Metric(
+    "cdc_spool_transactions", MetricKind.GAUGE, "Large transactions that are received before their commit."
+)
+SPOOL_FALLBACK = Metric(
+    "cdc_spool_fallback",
+    MetricKind.GAUGE,
+    "1 while large transactions are received after their commit, because the spool was full or its disk refused.",
+)
+
 # The worker
 WORKER_INFO = Metric(
     "cdc_worker_info",

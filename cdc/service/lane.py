@@ -34,6 +34,7 @@ from typing import Any
 
 import structlog
 
+from cdc.changes.spool import SpoolSpace, SpoolUnusable
 from cdc.config import Config
 from cdc.errors import (
     CdcError,
@@ -54,6 +55,7 @@ from cdc.service.histories import read_history, read_system
 from cdc.service.partition_watch import PartitionWatch
 from cdc.service.receiving import receive
 from cdc.service.retry import Backoff, until_done
+from cdc.service.stream_options import StreamOptions
 from cdc.source.clock import read_clock
 from cdc.source.connection import Connection, connect
 from cdc.source.replication import BinaryRefused, ReplicationConnection
@@ -102,6 +104,7 @@ class Lane:
         assign: Assign | None = None,
         watch: Watch | None = None,
         ends_with_slot: bool = False,
+        spool: SpoolSpace,
         heartbeats: Heartbeats,
         metrics: LaneMetrics,
         stop: asyncio.Event,
@@ -116,7 +119,7 @@ class Lane:
         self._heartbeats = heartbeats
         self._metrics = metrics
         self._stop = stop
-        self._binary = True
+        self._options = StreamOptions(spool, metrics)
         self._backoff = Backoff()
         self._unserved = Backoff()
         self._ended = asyncio.Event()
@@ -290,10 +293,8 @@ class Lane:
                 pass
             case StreamEnded():
                 _log.info("stream starts anew", reason=str(why))
-            case BinaryRefused():
-                # Hazard 25: a type without a send function inside an array ends a binary stream for ever.
-                self._binary = False
-                _log.warning("stream starts anew with text values", reason=str(why))
+            case BinaryRefused() | SpoolUnusable():
+                self._options.change(why)
             case _:
                 raise why
 
@@ -302,7 +303,7 @@ class Lane:
         if self._source.failover and await stream.give_failover(self._slot):
             _log.info("standbys keep the slot from now on", slot=self._slot)
         try:
-            await stream.start(self._slot, self._source.publication_names, binary=self._binary)
+            await self._options.start(stream, self._slot, self._source.publication_names)
         except ResyncNeeded:
             slot = await read_slot(catalog, self._slot)
             if slot is None and self._ends_with_slot:
@@ -351,6 +352,7 @@ class Lane:
                         acknowledgement=self._acknowledgement,
                         answer=self._progress.set,
                         partitions=partitions,
+                        spool=self._options.spool,
                         metrics=self._metrics,
                         settings=self._config.worker,
                     )
@@ -439,6 +441,7 @@ class Lane:
             now, wal_position = await read_clock(catalog)
             self._heartbeats.synchronise(now)
             self._metrics.source_position(wal_position)
+            await self._options.look(catalog, self._acknowledgement.confirmed)
             if self._on_watch is not None:
                 self._on_watch(await read_slots(catalog, self._source.slot))
             for delivery in self._deliveries:

@@ -37,6 +37,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from cdc.changes.spool import SpoolSpace
 from cdc.config import Config
 from cdc.errors import CdcError, SlotInUse
 from cdc.lsn import Lsn
@@ -97,11 +98,18 @@ class Lanes:
         self._metrics = metrics
         self._stop = stop
         self._own: dict[str, _OwnLane] = {}
+        self._spool = SpoolSpace(config.worker.max_spool_bytes, config.worker.spool_directory)
         self._turn = asyncio.Lock()
         self._tasks = asyncio.TaskGroup()
         self._slots = SlotWatch(self._slot, deliveries, metrics)
         self._shared = Lane(
-            config, assign=self._assign, watch=self._watch, heartbeats=heartbeats, metrics=metrics.lane(), stop=stop
+            config,
+            assign=self._assign,
+            watch=self._watch,
+            spool=self._spool,
+            heartbeats=heartbeats,
+            metrics=metrics.lane(),
+            stop=stop,
         )
 
     async def run(self) -> None:
@@ -163,6 +171,7 @@ class Lanes:
             slot=lane_slot(self._slot, target),
             name=f"lane of {target}",
             ends_with_slot=True,
+            spool=self._spool,
             heartbeats=self._heartbeats,
             metrics=self._metrics.lane(target),
             stop=stop,

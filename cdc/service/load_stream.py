@@ -14,6 +14,7 @@ from typing import Self
 
 from cdc.bootstrap.rounds import first_error
 from cdc.bootstrap.run import LoadLane, Run
+from cdc.changes.spool import SpoolSpace
 from cdc.errors import ResyncNeeded, SetupError, TerminalError
 from cdc.lsn import Lsn
 from cdc.observe.metrics import Metrics
@@ -74,6 +75,7 @@ class LoadStream:
             config,
             list(self.deliveries.values()),
             slot=self._lane.slot,
+            spool=SpoolSpace(config.worker.max_spool_bytes, config.worker.spool_directory),
             heartbeats=heartbeats,
             metrics=self._metrics.lane(),
             stop=self._stop,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 from cdc.changes.accumulator import Accumulator, UnknownTypes
+from cdc.changes.spool import SpoolSpace
+from cdc.changes.streamed import StreamedTransactions
 from cdc.config import WorkerConfig
 from cdc.observe.metrics import LaneMetrics
 from cdc.pgoutput.framing import Keepalive, split_frames
 from cdc.service.acknowledgement import Acknowledgement
 from cdc.service.delivery import Delivery
+from cdc.service.disk_work import next_piece
 from cdc.service.partition_watch import PartitionWatch
 from cdc.source.connection import Connection
 from cdc.source.replication import ReplicationConnection
@@ -24,38 +28,50 @@ async def receive(
     acknowledgement: Acknowledgement,
     answer: Callable[[], None],
     partitions: PartitionWatch,
+    spool: SpoolSpace | None,
     metrics: LaneMetrics,
     settings: WorkerConfig,
 ) -> None:
     """Read the stream for ever, and note in ``acknowledgement`` how much has come.
 
+    ``spool`` is where the parts of large transactions are kept that come before their commit; `None` where none do.
+    What is there when this ends is forgotten: the slot sends it again.
+
     ``catalog`` is asked about types and relations that the stream has not met; ``answer`` is called when the source
     wants to hear of us. ``partitions`` knows when relations have become partitions, or none any more.
     """
     accumulator = Accumulator(part_bytes=settings.max_batch_bytes, with_roots=True)
-    while True:
-        messages, keepalives = split_frames(await stream.receive())
-        await partitions.place_again(catalog, accumulator)
-        metrics.received(messages=len(messages), size_bytes=sum(map(len, messages)))
-        while messages:
-            try:
-                accumulator.feed(messages)
-                break
-            except UnknownTypes as unknown:
-                messages = await partitions.learn(catalog, accumulator, unknown)
-        for part in accumulator.take():
-            acknowledgement.receive(part.end_lsn or part.commit_lsn)
-            for delivery in deliveries:
-                delivery.offer(part)
-            await _wait_for_room(deliveries, settings.detach_after_s)
-        if any(keepalive.reply_requested for keepalive in keepalives):
-            answer()
-        if keepalives and not accumulator.in_transaction:
-            _note(keepalives, deliveries, acknowledgement)
+    with closing(StreamedTransactions(spool)) as streamed:
+        metrics.spool(size_bytes=lambda: streamed.spooled_bytes, transactions=lambda: streamed.transactions)
+        while True:
+            messages, keepalives = split_frames(await stream.receive())
+            await partitions.place_again(catalog, accumulator)
+            metrics.received(messages=len(messages), size_bytes=sum(map(len, messages)))
+            steps = streamed.feed(messages)
+            while (piece := await next_piece(steps)) is not None:
+                while piece:
+                    try:
+                        accumulator.feed(piece)
+                        break
+                    except UnknownTypes as unknown:
+                        piece = await partitions.learn(catalog, accumulator, unknown)
+                for part in accumulator.take():
+                    acknowledgement.receive(part.end_lsn or part.commit_lsn)
+                    for delivery in deliveries:
+                        delivery.offer(part)
+                    await _wait_for_room(deliveries, settings.detach_after_s)
+            if any(keepalive.reply_requested for keepalive in keepalives):
+                answer()
+            if keepalives and not accumulator.in_transaction:
+                _note(keepalives, deliveries, acknowledgement)
 
 
 def _note(keepalives: Sequence[Keepalive], deliveries: Sequence[Delivery], acknowledgement: Acknowledgement) -> None:
-    """With no transaction open, everything committed before a keepalive's LSN has been received (hazard 3)."""
+    """With no transaction open, everything committed before a keepalive's LSN has been received (hazard 3).
+
+    Transactions that are streamed before their commit are none of these: they commit after it, wherever they began. The
+    slot keeps the WAL from the beginning of the oldest one on by itself (``restart_lsn``), whatever it is told.
+    """
     for keepalive in keepalives:
         acknowledgement.receive(keepalive.end_lsn)
     for delivery in deliveries:

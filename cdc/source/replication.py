@@ -51,7 +51,11 @@ MAX_RECEIVE_FRAMES = 4_000
 """What one `receive` hands over at most: some 10 ms of work, so that status updates and other tasks get their turn."""
 
 _PROTOCOL_VERSION = 1
-"""Version 1 sends whole committed transactions, in commit order; later versions add what `cdc` does not ask for."""
+"""Version 1 sends whole committed transactions, in commit order."""
+
+_PROTOCOL_VERSION_STREAMING = 2
+"""Version 2, of PostgreSQL 14 and later, can also stream parts of large transactions before they commit. Later versions
+add what `cdc` does not ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,15 +212,20 @@ class ReplicationConnection:
         publications: Sequence[str],
         *,
         binary: bool = True,
+        streaming: bool = False,
     ) -> None:
         """Begin to stream, from what the slot has confirmed. ``binary``: values in the binary format of their types.
+
+        With ``streaming`` parts of large transactions come before their commit (`cdc.changes.streamed` puts them
+        together). What is prepared for two-phase commit comes when it is committed, either way.
 
         Raises `SlotInUse` while another session streams from it, `ResyncNeeded` when the slot is missing or lost.
         (That a publication is missing shows only later, from `receive`.)
         """
         names = ", ".join(quote(name) for name in publications).replace("'", "''")
-        options = [f"proto_version '{_PROTOCOL_VERSION}'", f"publication_names '{names}'"]
-        options += ["messages 'true'"] + (["binary 'true'"] if binary else [])
+        version = _PROTOCOL_VERSION_STREAMING if streaming else _PROTOCOL_VERSION
+        options = [f"proto_version '{version}'", f"publication_names '{names}'", "messages 'true'"]
+        options += (["streaming 'on'"] if streaming else []) + (["binary 'true'"] if binary else [])
         command = f"START_REPLICATION SLOT {quote(slot)} LOGICAL {INVALID_LSN} ({', '.join(options)})"
         self._slot = slot
         try:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from cdc.changes.spool import SpoolSpace
 from cdc.config import Config
 from cdc.lsn import Lsn
 from cdc.observe.metrics import Metrics
@@ -67,7 +68,14 @@ class Load:
     @asynccontextmanager
     async def streaming(self) -> AsyncIterator[Lane]:
         stop = asyncio.Event()
-        lane = Lane(self.config, [self.delivery], heartbeats=Heartbeats(), metrics=Metrics("cdc").lane(), stop=stop)
+        lane = Lane(
+            self.config,
+            [self.delivery],
+            spool=SpoolSpace(0),
+            heartbeats=Heartbeats(),
+            metrics=Metrics("cdc").lane(),
+            stop=stop,
+        )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(lane.run())
             try:

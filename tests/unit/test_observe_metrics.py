@@ -53,6 +53,8 @@ def exercise(metrics: Metrics) -> None:
     target.sequences_followed()
     lane.received(messages=1, size_bytes=1)
     lane.source_position(1)
+    lane.spool(size_bytes=lambda: 1, transactions=lambda: 1)
+    lane.spool_fallback(False)
     lane.slot("cdc", active=True, retained_bytes=1, safe_wal_size=1, wal_status="reserved", confirmed_flush_lsn=1)
 
 
