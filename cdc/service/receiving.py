@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from cdc.changes.accumulator import Accumulator, UnknownTypes
+from cdc.changes.accumulator import UnknownTypes
+from cdc.changes.packed_accumulator import accumulator_for
 from cdc.config import WorkerConfig
 from cdc.observe.metrics import LaneMetrics
-from cdc.pgoutput.framing import Keepalive, split_frames
+from cdc.pgoutput.framing import Keepalive
+from cdc.pgoutput.packed import size_bytes
 from cdc.service.acknowledgement import Acknowledgement
 from cdc.service.delivery import Delivery
 from cdc.service.partition_watch import PartitionWatch
@@ -32,11 +34,11 @@ async def receive(
     ``catalog`` is asked about types and relations that the stream has not met; ``answer`` is called when the source
     wants to hear of us. ``partitions`` knows when relations have become partitions, or none any more.
     """
-    accumulator = Accumulator(part_bytes=settings.max_batch_bytes, with_roots=True)
+    accumulator = accumulator_for(part_bytes=settings.max_batch_bytes, with_roots=True)
     while True:
-        messages, keepalives = split_frames(await stream.receive())
+        messages, keepalives = await stream.receive()
         await partitions.place_again(catalog, accumulator)
-        metrics.received(messages=len(messages), size_bytes=sum(map(len, messages)))
+        metrics.received(messages=len(messages), size_bytes=size_bytes(messages))
         while messages:
             try:
                 accumulator.feed(messages)

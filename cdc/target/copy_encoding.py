@@ -11,8 +11,15 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from struct import Struct
 
+from cdc.changes.packed_folding import EncodedRows
 from cdc.changes.row_reader import Fields, FormatChanged, RowReader
 from cdc.pgoutput.tuples import UNCHANGED, UnexpectedFormat
+from cdc.target.steps import PackedPiece
+
+try:
+    from cdc.changes import _rows
+except ImportError:
+    _rows = None  # type: ignore[assignment]
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
@@ -56,10 +63,71 @@ async def messages_stream(stretches: Iterable[tuple[RowReader, Sequence[bytes]]]
     yield b"".join(pieces)
 
 
+async def packed_stream(pieces: Iterable[PackedPiece], columns: int) -> AsyncIterator[bytes]:
+    """Encode the rows of packed pieces that hold nothing but inserts. Raises what `messages_stream` raises."""
+    waiting, size = [HEADER], 0
+    for piece in pieces:
+        position = 0
+        while position >= 0:
+            data, position, is_stuck = _rows.encode_inserts(piece.rows, position, CHUNK_BYTES, columns)
+            waiting.append(data)
+            if is_stuck:
+                # The reader knows what is wrong, or how to read it.
+                waiting.append(_encode_one(piece, position, columns))
+                position = _rows.behind(piece.rows, position)
+            size += len(data)
+            if size > CHUNK_BYTES or position >= 0:
+                yield b"".join(waiting)
+                waiting, size = [], 0
+                await asyncio.sleep(0)
+    waiting.append(TRAILER)
+    yield b"".join(waiting)
+
+
+def _encode_one(piece: PackedPiece, position: int, columns: int) -> bytes:
+    block = piece.changes.block
+    relation, message = block.row(position - 1)
+    reader = piece.plans[block.relations[relation]].reader
+    try:
+        (fields,) = reader.new_rows([message])
+    except UnexpectedFormat as error:
+        raise FormatChanged(reader.relation, error.column_index) from None
+    if UNCHANGED in fields:
+        raise NotSent
+    return _COUNT.pack(columns) + b"".join(fields)
+
+
+async def _encoded_stream(rows: EncodedRows, first_ordinal: int | None) -> AsyncIterator[bytes]:
+    row, prefix = rows.first, HEADER
+    while True:
+        ordinal = None if first_ordinal is None else first_ordinal + row - rows.first
+        data, row = rows.encode(row, prefix, CHUNK_BYTES, ordinal)
+        prefix = b""
+        if row >= rows.behind:
+            yield data + TRAILER
+            return
+        yield data
+        await asyncio.sleep(0)
+
+
+def size_of(rows: Sequence[Fields] | EncodedRows) -> int:
+    """About the bytes of the rows' values, once they are encoded: by the first, the middle and the last row."""
+    if isinstance(rows, EncodedRows):
+        return rows.size
+    if not rows:
+        return 0
+    sample = [rows[0], rows[len(rows) // 2], rows[-1]]
+    return len(rows) * sum(sum(map(len, row)) for row in sample) // len(sample)
+
+
 async def rows_stream(
-    rows: Iterable[Fields], columns: int, *, first_ordinal: int | None = None
+    rows: Iterable[Fields] | EncodedRows, columns: int, *, first_ordinal: int | None = None
 ) -> AsyncIterator[bytes]:
     """Encode rows of fields; with ``first_ordinal`` for staging, an ordinal counted from there in front of each."""
+    if isinstance(rows, EncodedRows):
+        async for chunk in _encoded_stream(rows, first_ordinal):
+            yield chunk
+        return
     pieces = [HEADER]
     prefix = _COUNT.pack(columns)
     size = 0

@@ -19,8 +19,9 @@ from contextlib import AbstractContextManager
 
 import asyncpg
 
+from cdc.changes.packed_folding import EncodedRows
 from cdc.changes.row_reader import Fields
-from cdc.target.copy_encoding import rows_stream
+from cdc.target.copy_encoding import rows_stream, size_of
 from cdc.target.table_shape import TableShape
 
 GARBAGE_BYTES = 512 * 1024
@@ -76,7 +77,7 @@ class Staging:
             self._garbage.update(dict.fromkeys(full, 0))
 
     async def stage(
-        self, shape: TableShape, rows: Sequence[Fields], *, with_old: bool, guard: Guard
+        self, shape: TableShape, rows: Sequence[Fields] | EncodedRows, *, with_old: bool, guard: Guard
     ) -> tuple[int, int]:
         """Copy rows into the shape's staging table; return the first and the last ordinal.
 
@@ -97,7 +98,7 @@ class Staging:
                 source=rows_stream(rows, len(columns), first_ordinal=low),
                 format="binary",
             )
-        self._garbage[name] += len(rows) * (_ROW_OVERHEAD_BYTES + 4 * len(columns)) + _payload(rows)
+        self._garbage[name] += len(rows) * (_ROW_OVERHEAD_BYTES + 4 * len(columns)) + size_of(rows)
         return low, self._ordinal
 
     def _bare_name(self, shape: TableShape) -> str:
@@ -112,11 +113,3 @@ def old_places(shape: TableShape) -> tuple[int, ...]:
 def _column_definitions(shape: TableShape) -> list[str]:
     new = [f"new_{place + 1} {column.stage_type}" for place, column in enumerate(shape.columns)]
     return new + [f"old_{place + 1} {shape.columns[place].stage_type}" for place in old_places(shape)]
-
-
-def _payload(rows: Sequence[Fields]) -> int:
-    """Bytes of the rows' values, from the first, the middle and the last row: it only decides when to tidy up."""
-    if not rows:
-        return 0
-    sample = [rows[0], rows[len(rows) // 2], rows[-1]]
-    return len(rows) * sum(sum(map(len, row)) for row in sample) // len(sample)
