@@ -253,11 +253,18 @@ cdef class Packer:
         return self.used_by_open()
 
     @property
+    def whole_size(self):
+        """Bytes of the rows of the transactions that are complete."""
+        if not self.in_transaction:
+            return self.block.used
+        return self.block.starts[self.first_of_open()] if self.first_of_open() else 0
+
+    @property
     def open_rows(self):
         """How many rows of the open transaction have come."""
         if not self.in_transaction:
             return 0
-        return self.block.count - self.block.transaction[self.block.transactions - 1].first
+        return self.block.count - self.first_of_open()
 
     def feed(self, Messages messages, Py_ssize_t index):
         """Take in messages from ``index`` on; returns the index of the first that is left to the caller, or how many.
@@ -382,6 +389,9 @@ cdef class Packer:
         self.block = block
         self.block_number += 1
         return 0
+
+    cdef inline uint32_t first_of_open(self) noexcept:
+        return self.block.transaction[self.block.transactions - 1].first
 
     cdef inline size_t used_by_open(self) noexcept:
         cdef Block block = self.block

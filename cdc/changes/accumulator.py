@@ -81,6 +81,11 @@ class Accumulator:
         """Whether a transaction has begun whose commit has not been fed yet."""
         return self._open is not None
 
+    @property
+    def is_due(self) -> bool:
+        """Whether there are parts to take that will not grow any more."""
+        return bool(self._ready)
+
     def take(self) -> list[Part]:
         """The parts that are complete since the last call, in order."""
         ready, self._ready = self._ready, []

@@ -1,8 +1,7 @@
 """From pgoutput messages to whole transactions, packed: the compiled twin of `cdc.changes.accumulator.Accumulator`.
 
 It takes the same messages, hands out the same changes, and raises the same errors. Rows are not looked at in Python: a
-`Packer` collects them, and every call of `feed` ends with the transactions that are whole by then in one block. So a
-block is as large as what the socket had, up to what one `receive` takes; nothing waits to make it larger.
+`Packer` collects them, and all transactions that are whole when somebody calls `take` come in one block.
 
 A transaction comes alone where something in it is not a row (a truncation, a mark of ours: rare, and looked at one by
 one anyway), where it is the first with a new description of a relation (so that whoever cannot take that description
@@ -40,6 +39,10 @@ except ImportError:
 
 _OID = Struct(">I").unpack_from
 _COMMIT = Struct(">cBQQq")
+BLOCK_BYTES = 512 * 1024
+"""How large a block of small transactions grows while nobody asks for it. What is done once for each block and table
+is then lost among thousands of rows; a larger one would only come later."""
+
 _LARGEST_PART = 1 << 30
 """A block's buffer is counted in 32 bits."""
 
@@ -60,8 +63,14 @@ class PackedAccumulator:
         """Whether a transaction has begun whose commit has not been fed yet."""
         return self._packer.in_transaction
 
+    @property
+    def is_due(self) -> bool:
+        """Whether there are parts to take that will not grow any more."""
+        return bool(self._ready) or self._packer.whole_size >= BLOCK_BYTES
+
     def take(self) -> list[Part]:
         """The parts that are complete since the last call, in order."""
+        self._hand_over()
         ready, self._ready = self._ready, []
         return ready
 
@@ -79,10 +88,8 @@ class PackedAccumulator:
                 try:
                     self._take_in(packed[index])
                 except NeedTypes as need:
-                    self._hand_over()
                     raise UnknownTypes(need.keys, packed[index:], need.relations) from None
                 index += 1
-        self._hand_over()
 
     def _take_in(self, message: bytes) -> None:
         """A message that the packer leaves: something beside rows, the end of such a transaction, or damage."""

@@ -1,4 +1,9 @@
-"""The reading half of a lane: frames in, whole transactions into every delivery's queue, as long as there is room."""
+"""The reading half of a lane: messages in, whole transactions into every delivery's queue, as long as there is room.
+
+Transactions are handed over at once where a target has nothing to do. While all of them are busy, what is whole stays
+in the accumulator, where many small transactions become one block, until a target asks for it or it has grown enough.
+So blocks grow under load, and nothing waits without need.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +40,15 @@ async def receive(
     wants to hear of us. ``partitions`` knows when relations have become partitions, or none any more.
     """
     accumulator = accumulator_for(part_bytes=settings.max_batch_bytes, with_roots=True)
+
+    def hand_over() -> None:
+        for part in accumulator.take():
+            acknowledgement.receive(part.end_lsn or part.commit_lsn)
+            for delivery in deliveries:
+                delivery.offer(part)
+
+    for delivery in deliveries:
+        delivery.queue.pull = hand_over
     while True:
         messages, keepalives = await stream.receive()
         await partitions.place_again(catalog, accumulator)
@@ -45,14 +59,13 @@ async def receive(
                 break
             except UnknownTypes as unknown:
                 messages = await partitions.learn(catalog, accumulator, unknown)
-        for part in accumulator.take():
-            acknowledgement.receive(part.end_lsn or part.commit_lsn)
-            for delivery in deliveries:
-                delivery.offer(part)
+        is_idle = bool(keepalives) and not accumulator.in_transaction
+        if is_idle or accumulator.is_due or any(delivery.queue.is_hungry for delivery in deliveries):
+            hand_over()
             await _wait_for_room(deliveries, settings.detach_after_s)
         if any(keepalive.reply_requested for keepalive in keepalives):
             answer()
-        if keepalives and not accumulator.in_transaction:
+        if is_idle:
             _note(keepalives, deliveries, acknowledgement)
 
 
