@@ -25,9 +25,7 @@ def compiled_core() -> list[Extension]:
         return []
     sources = sorted(path.relative_to(HERE) for path in HERE.glob("cdc/*/*.pyx"))
     extensions = [
-        Extension(
-            ".".join(source.with_suffix("").parts), [str(source)], extra_compile_args=["-O2", "-g0"], optional=True
-        )
+        Extension(".".join(source.with_suffix("").parts), [str(source)], extra_compile_args=["-g0"], optional=True)
         for source in sources
     ]
     built: list[Extension] = cythonize(extensions, build_dir="build/cython", quiet=True)
@@ -37,6 +35,6 @@ def compiled_core() -> list[Extension]:
 setup(
     packages=[*find_packages(include=["cdc", "cdc.*"]), *(f"cdc.sql.{room}" for room in rooms)],
     package_dir={f"cdc.sql.{room}": f"sql/{room}" for room in rooms},
-    package_data={"cdc": ["py.typed"], **{f"cdc.sql.{room}": ["*.sql"] for room in rooms}},
+    package_data={"cdc": ["py.typed"], "cdc.*": ["*.pyi"], **{f"cdc.sql.{room}": ["*.sql"] for room in rooms}},
     ext_modules=compiled_core(),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,3 +121,23 @@ def test_each_table_gets_each_transaction_exactly_once_whatever_stops_and_restar
         for name in TABLES:
             assert held[name] == list(range(1, len(held[name]) + 1)), name
             assert 10 * len(held[name]) + 5 >= confirmed, "the slot no longer has what this table lacks"
+
+
+def several(first: int, last: int) -> Part:
+    """The transactions ``first`` to ``last`` as one part; divided it comes to their number of parts."""
+    part = transaction(last)
+    part.first_lsn, part.transaction_count = transaction(first).commit_lsn, last - first + 1
+    return part
+
+
+def test_transactions_are_told_apart_only_where_some_may_be_held_and_others_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cdc.service.positions.divided", lambda parts: ["divided", *parts])
+    parts = [several(2, 4), several(5, 9)]
+    positions = Positions(Lsn(15), {})
+    assert positions.told_apart(parts, by_tracking=False) == parts
+    assert positions.told_apart(parts, by_tracking=True)[0] == "divided"
+    assert Positions(Lsn(25), {}).told_apart(parts, by_tracking=False)[0] == "divided"
+    positions.stop("public.t", transaction(7).commit_lsn)
+    assert positions.told_apart(parts, by_tracking=False)[0] == "divided"
