@@ -36,6 +36,7 @@ cdef class Block:
     cdef size_t transactions_room
     cdef size_t many_room
     cdef readonly list relations
+    cdef public bint is_shared
 
     cdef int append(self, const unsigned char *message, size_t size, uint32_t number) except -1
     cdef int begin(self, const Transaction *transaction) except -1

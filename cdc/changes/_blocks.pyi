@@ -5,6 +5,7 @@ from cdc.pgoutput._messages import Messages
 
 class Block:
     relations: list[Relation]
+    is_shared: bool
     def __len__(self) -> int: ...
     @property
     def transaction_count(self) -> int: ...

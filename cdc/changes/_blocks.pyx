@@ -32,7 +32,7 @@ cdef class Block:
     """Row messages of whole consecutive transactions, or of one stretch of a large one. Read-only for Python.
 
     ``relations`` are those that have rows here, in the order of their first row; other methods name one by its number
-    in that list. Messages and transactions are counted from 0.
+    in that list. Messages and transactions are counted from 0. ``is_shared``: several targets take it.
     """
 
     def __cinit__(self):

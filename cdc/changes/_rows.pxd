@@ -11,6 +11,7 @@ cdef class Projection:
     cdef uint32_t *at
     cdef uint32_t columns
     cdef readonly uint32_t picks
+    cdef readonly tuple content
     cdef uint32_t keys
     cdef bint is_identity
     cdef bint has_unchanged
@@ -21,7 +22,7 @@ cdef class Projection:
 
 cdef class BlockRows:
     cdef readonly Block block
-    cdef list projections
+    cdef readonly list projections
     cdef void **projection
     cdef uint32_t single
 

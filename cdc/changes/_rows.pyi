@@ -4,10 +4,12 @@ from cdc.changes._blocks import Block
 
 class Projection:
     picks: int
+    content: tuple[bytes, tuple[int, ...]]
     def __init__(self, wire: bytes, indices: Sequence[int], key: Sequence[int]) -> None: ...
 
 class BlockRows:
     block: Block
+    projections: list[Projection | None]
     def __init__(self, block: Block, projections: list[Projection | None]) -> None: ...
     def __len__(self) -> int: ...
 

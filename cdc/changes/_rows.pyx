@@ -19,7 +19,10 @@ cdef size_t FIRST_TUPLE = 6
 
 
 cdef class Projection:
-    """The columns ``indices`` of a relation whose values come in the formats ``wire``; the key is at ``key`` of those."""
+    """The columns ``indices`` of a relation whose values come in the formats ``wire``; the key is at ``key`` of those.
+
+    Projections of equal ``content`` make the same bytes of a row.
+    """
 
     def __cinit__(self, bytes wire, indices, key):
         cdef uint32_t number
@@ -39,6 +42,7 @@ cdef class Projection:
                 raise IndexError(number)
         for number in range(self.keys):
             self.key[number] = self.indices[<uint32_t>key[number]]
+        self.content = wire, tuple(indices)
         self.is_identity = tuple(indices) == tuple(range(self.columns))
 
     def __dealloc__(self):

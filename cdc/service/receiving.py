@@ -43,6 +43,8 @@ async def receive(
 
     def hand_over() -> None:
         for part in accumulator.take():
+            if part.packed is not None:
+                part.packed.block.is_shared = len(deliveries) > 1
             acknowledgement.receive(part.end_lsn or part.commit_lsn)
             for delivery in deliveries:
                 delivery.offer(part)

@@ -8,12 +8,13 @@ below are generators: rows are read while the server takes in those before them,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from struct import Struct
 
 from cdc.changes.packed_folding import EncodedRows
 from cdc.changes.row_reader import Fields, FormatChanged, RowReader
 from cdc.pgoutput.tuples import UNCHANGED, UnexpectedFormat
+from cdc.target.shared_encoding import SharedEncoding
 from cdc.target.steps import PackedPiece
 
 try:
@@ -30,6 +31,9 @@ this bounds how long they wait (some 10 ms of encoding); smaller chunks cost mor
 
 _COUNT = Struct(">H")
 _ORDINAL = Struct(">Hiq")
+
+
+_SHARED = SharedEncoding()
 
 
 class NotSent(Exception):
@@ -67,21 +71,33 @@ async def packed_stream(pieces: Iterable[PackedPiece], columns: int) -> AsyncIte
     """Encode the rows of packed pieces that hold nothing but inserts. Raises what `messages_stream` raises."""
     waiting, size = [HEADER], 0
     for piece in pieces:
-        position = 0
-        while position >= 0:
-            data, position, is_stuck = _rows.encode_inserts(piece.rows, position, CHUNK_BYTES, columns)
-            waiting.append(data)
-            if is_stuck:
-                # The reader knows what is wrong, or how to read it.
-                waiting.append(_encode_one(piece, position, columns))
-                position = _rows.behind(piece.rows, position)
-            size += len(data)
-            if size > CHUNK_BYTES or position >= 0:
+        is_shared = piece.rows.block.is_shared
+        shared = _SHARED.find(piece.rows) if is_shared else None
+        encoded: list[bytes] = []
+        for chunk in _encoded_pieces(piece, columns) if shared is None else shared:
+            if is_shared and shared is None:
+                encoded.append(chunk)
+            waiting.append(chunk)
+            size += len(chunk)
+            if size > CHUNK_BYTES // 2:
                 yield b"".join(waiting)
                 waiting, size = [], 0
                 await asyncio.sleep(0)
+        if encoded:
+            _SHARED.keep(piece.rows, encoded)
     waiting.append(TRAILER)
     yield b"".join(waiting)
+
+
+def _encoded_pieces(piece: PackedPiece, columns: int) -> Iterator[bytes]:
+    position = 0
+    while position >= 0:
+        data, position, is_stuck = _rows.encode_inserts(piece.rows, position, CHUNK_BYTES, columns)
+        yield data
+        if is_stuck:
+            # The reader knows what is wrong, or how to read it.
+            yield _encode_one(piece, position, columns)
+            position = _rows.behind(piece.rows, position)
 
 
 def _encode_one(piece: PackedPiece, position: int, columns: int) -> bytes:

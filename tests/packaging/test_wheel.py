@@ -28,7 +28,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree.mkdir()
     names = [name for name in ("pyproject.toml", "setup.py", "README.md", "cdc", "sql") if (ROOT / name).exists()]
     run(["cp", "-R", *(ROOT / name for name in names), tree], scratch)
-    pip = ["env", "CFLAGS=-O0", sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    pip: list[str | Path] = ["env", "CFLAGS=-O0", sys.executable, "-m", "pip", "--disable-pip-version-check"]
     run([*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", scratch, tree], scratch)
     return next(scratch.glob("cdc-*.whl"))
 
@@ -64,7 +64,7 @@ def test_without_a_c_compiler_it_is_built_and_works_uncompiled(tmp_path: Path) -
     run(["cp", "-R", *(ROOT / name for name in ("pyproject.toml", "setup.py", "README.md", "cdc", "sql")), tree], ROOT)
     for built in tree.rglob("*.so"):
         built.unlink()
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     build = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, tree]
     run(["env", "CC=false", *build], tmp_path)
     with zipfile.ZipFile(next(tmp_path.glob("cdc-*.whl"))) as archive:
