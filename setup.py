@@ -29,6 +29,8 @@ def compiled_core() -> list[Extension]:
         for source in sources
     ]
     built: list[Extension] = cythonize(extensions, build_dir="build/cython", quiet=True)
+    for extension in built:
+        extension.optional = True  # cythonize makes others, and forgets it
     return built
 
 

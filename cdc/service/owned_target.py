@@ -223,6 +223,7 @@ class OwnedTarget:
                     await self.planning.plan(relation)
                 except TableStopped as error:
                     if part.transaction_count > 1:
+                        self.planning.not_yet(relation)
                         raise TransactionsNeeded from None
                     table = self.planning.table_of(relation)
                     self.stop(table, part.commit_lsn, error, relation)
