@@ -13,7 +13,8 @@ export PYTHONDONTWRITEBYTECODE =
 
 setup: .venv/ready ## a virtual environment with cdc, its servers and its tools
 
-.venv/ready: requirements.txt requirements-dev.txt pyproject.toml setup.py
+# Without a C compiler the compiled core is left out; after a change of it, `make setup` builds it anew.
+.venv/ready: requirements.txt requirements-dev.txt pyproject.toml setup.py $(wildcard cdc/*/*.pyx cdc/*/*.pxd)
 	$(or $(PYTHON),$(error Python 3.11 or newer is needed)) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . && touch $@
@@ -21,7 +22,7 @@ setup: .venv/ready ## a virtual environment with cdc, its servers and its tools
 demo: setup ## one source, three targets, a killed worker, and a comparison at the end
 	$(BIN)/cdc demo $(ARGS)
 
-test: lint types ## lint, types, import rules, and all tests
+test: lint types ## lint, types, import rules, and all tests; without the compiled core: CDC_UNCOMPILED=1 make test
 	$(BIN)/pytest --quiet -n $(PROCESSES) $(ARGS)
 
 lint: setup ## style, and which room imports which
@@ -44,4 +45,4 @@ pins: ## requirements.txt and requirements-dev.txt anew, from the lower bounds
 	.ci/pins $(or $(PYTHON),$(error Python 3.11 or newer is needed))
 
 clean: ## what the others leave behind
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist *.egg-info cdc/*/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -476,8 +476,9 @@ def _toml(value: Any) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what would change the configuration."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("CDC_", "PG"))}
+    """Ours, without what would change the configuration. A worker is compiled, or not, as the tests themselves are."""
+    kept = ("CDC_UNCOMPILED",)
+    return {name: value for name, value in os.environ.items() if name in kept or not name.startswith(("CDC_", "PG"))}
 
 
 def _sample(rows: Counter[tuple[str | None, ...]]) -> str:

@@ -12,11 +12,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from struct import Struct
+from typing import TYPE_CHECKING
 
 from cdc.changes.relation import Relation
 from cdc.changes.translation import NotAsPlanned, Translate
+from cdc.pgoutput.compiled import IS_WANTED
 from cdc.pgoutput.layouts import LayoutReader
 from cdc.pgoutput.tuples import FIRST_MARKER, FIRST_TUPLE, NEW, NULL, OLD_ROW, UNCHANGED, read_fields
+
+try:
+    from cdc.changes import _rows
+except ImportError:
+    _rows = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from cdc.changes._rows import Projection
+
+_IS_PACKED = IS_WANTED and _rows is not None
 
 _LENGTH = Struct(">i")
 
@@ -60,7 +72,8 @@ class RowReader:
 
     ``wire`` is the format expected per column of the relation, ``pick`` takes the travelling ones and translates them
     (`None` when all travel in their order, as they are), ``key`` are the places of the key among those, ``key_of``
-    takes it (meaningless without a key). ``inserts`` remembers how insert messages are laid out.
+    takes it (meaningless without a key). ``inserts`` remembers how insert messages are laid out. ``projection`` reads
+    packed rows in the same way; `None` without the compiled core, and where values are translated or a time is noted.
     """
 
     relation: Relation
@@ -69,6 +82,7 @@ class RowReader:
     key: tuple[int, ...]
     key_of: Callable[[Fields], Key]
     inserts: LayoutReader
+    projection: Projection | None = None
 
     def new_rows(self, messages: Sequence[bytes]) -> Iterator[Fields]:
         """The rows of many inserts: the same as `new_row` of each, in less time."""
@@ -132,7 +146,9 @@ def row_reader(
     if translations:
         pick = _translating(relation, indices, pick, translations)
     key_of: Callable[[Fields], Key] = itemgetter(*key) if key else lambda _: ()
-    return RowReader(relation, wire, pick, key, key_of, LayoutReader(wire))
+    is_plain = _IS_PACKED and not (translations or notes_time)
+    projection = _rows.Projection(wire, indices, key) if is_plain else None
+    return RowReader(relation, wire, pick, key, key_of, LayoutReader(wire), projection)
 
 
 def _translating(

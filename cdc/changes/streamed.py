@@ -42,7 +42,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from operator import gt, itemgetter
+from operator import gt
 from struct import Struct
 from typing import Final
 
@@ -50,6 +50,7 @@ from cdc.changes.spool import SpoolFile, SpoolSpace, SpoolUnusable
 from cdc.errors import ProtocolError
 from cdc.pgoutput.decoder import decode
 from cdc.pgoutput.messages import StreamAbort, StreamCommit, StreamStart, StreamStop
+from cdc.pgoutput.packed import find_kind
 
 BLOCK_BYTES: Final = 256 * 1024
 """How much of a transaction is compressed, written and read at once: zstd gains nothing from more, and some thousand
@@ -68,7 +69,7 @@ Steps = Generator[Sequence[bytes] | Work, bytes | None, None]
 _INSIDE: Final = frozenset(b"RYIUDTM")
 _DESCRIPTIONS: Final = frozenset(b"RY")
 _STREAMED: Final = frozenset(b"SEcA")
-_NOTED: Final = _DESCRIPTIONS | _STREAMED
+_NOTED: Final = bytes(_DESCRIPTIONS | _STREAMED)
 
 _SIZE: Final = Struct(">I")
 _BEGIN: Final = Struct(">cQqI")
@@ -78,8 +79,6 @@ _KEY = slice(5)
 
 _INSIDE_KEY: Final = slice(5, 9)
 """The oid of a description inside of a block, behind the xid. No other message there is shorter than that."""
-
-_kind_of = itemgetter(0)
 
 
 class _Aborted:
@@ -164,7 +163,7 @@ class StreamedTransactions:
         work raises `SpoolUnusable`, which names the transactions that are open. After either it is of no more use.
         """
         # Nearly always there is nothing for us in it.
-        if self._space is None or (self._block is None and _NOTED.isdisjoint(map(_kind_of, messages))):
+        if self._space is None or (self._block is None and find_kind(messages, _NOTED) < 0):
             yield messages
         else:
             yield from self._sort(messages)

@@ -39,7 +39,7 @@ from cdc.errors import ConfigurationError
 
 DEFAULT_FILE = "cdc.toml"
 PREFIX = "CDC_"
-_OTHERS_OF_OURS = ("CDC_CONFIG", "CDC_TEST_", "CDC_DEMO_")
+_OTHERS_OF_OURS = ("CDC_CONFIG", "CDC_UNCOMPILED", "CDC_TEST_", "CDC_DEMO_")
 """Variables with our prefix that are no part of the configuration."""
 
 _VARIABLE = re.compile(r"\$(?:(?P<escape>\$)|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)\}|(?P<bad>\{))")

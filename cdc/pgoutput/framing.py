@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NoReturn
 
 from cdc.lsn import Lsn
 from cdc.pgoutput.damage import damaged
@@ -54,23 +54,36 @@ class Keepalive:
 def split_frames(frames: Sequence[bytes]) -> tuple[list[bytes], list[Keepalive]]:
     """The messages of the XLogData frames, and the keepalives, each in their order.
 
-    A frame is the payload of one CopyData message. Raises `ProtocolError` for one that is neither: a change whose frame
-    is damaged must not get lost without a word.
+    A frame is the payload of one CopyData message. Raises `ProtocolError` for the first one that is neither: a change
+    whose frame is damaged must not get lost without a word.
     """
     try:
         messages = [frame[HEADER:] for frame in frames if frame[0] == XLOG_DATA]
-        # Nearly always that was all there is.
-        keepalives = [] if len(messages) == len(frames) else [_keepalive(f) for f in frames if f[0] == KEEPALIVE]
     except IndexError:
-        raise damaged("a frame of the replication stream", 0, "its kind, but the frame is empty") from None
-    if len(messages) + len(keepalives) != len(frames):
-        raise damaged("a frame of the replication stream", 0, "kind w (XLogData) or k (keepalive)")
-    if not all(messages):
-        raise damaged("an XLogData frame", HEADER, "a message behind its header")
+        messages = []
+    # Nearly always that was all there is.
+    if len(messages) == len(frames) and all(messages):
+        return messages, []
+    keepalives = []
+    for frame in frames:
+        if frame[:1] == b"k":
+            keepalives.append(read_keepalive(frame))
+        elif frame[:1] != b"w" or len(frame) <= HEADER:
+            refuse_frame(frame)
     return messages, keepalives
 
 
-def _keepalive(frame: bytes) -> Keepalive:
+def refuse_frame(frame: bytes) -> NoReturn:
+    """Raise `ProtocolError` for a frame that is neither a message nor a keepalive."""
+    if not frame:
+        raise damaged("a frame of the replication stream", 0, "its kind, but the frame is empty")
+    if frame[0] == XLOG_DATA:
+        raise damaged("an XLogData frame", HEADER, "a message behind its header")
+    raise damaged("a frame of the replication stream", 0, "kind w (XLogData) or k (keepalive)")
+
+
+def read_keepalive(frame: bytes) -> Keepalive:
+    """Read the frame of a keepalive; raises `ProtocolError` for one that is damaged."""
     if len(frame) != _KEEPALIVE.size:
         raise damaged("a keepalive frame", min(len(frame), _KEEPALIVE.size), f"{_KEEPALIVE.size} bytes in all")
     end_lsn, sent_us, reply_requested = _KEEPALIVE.unpack(frame)

@@ -27,7 +27,7 @@ from typing import TypeVar
 import structlog
 
 from cdc.changes.relation import Relation
-from cdc.changes.transaction import Part
+from cdc.changes.transaction import Part, divided
 from cdc.config import Config
 from cdc.errors import (
     BatchRejected,
@@ -47,6 +47,7 @@ from cdc.service import access
 from cdc.service.health import Health
 from cdc.service.heartbeats import Heartbeats
 from cdc.service.owned_target import OwnedTarget
+from cdc.service.positions import TransactionsNeeded
 from cdc.service.queue import PartQueue
 from cdc.service.requests import Requests
 from cdc.service.resyncing import Resyncing
@@ -311,7 +312,7 @@ class Delivery:
             owned.planning.ask_source(access.SourceCatalog(self._config.source))
             self.table_oids = owned.planning.oids
             self._wanted.clear()
-            self._batch = self.queue.without(self._batch, owned.positions.skips_all)
+            self._batch = self.queue.without(owned.told_apart(self._batch), owned.positions.skips_all)
             self._moved(owned)
             lacking = owned.positions.lacking(self.queue.gone)
             if self._has_lost_parts or lacking:
@@ -381,7 +382,7 @@ class Delivery:
     def _take_batch(self, owned: OwnedTarget) -> None:
         """Fill the batch from the queue, unless one waits to be tried again. What the target holds is left out."""
         while not self._batch and len(self.queue) and not self._closing.is_set():
-            taken = self.queue.take(self._config.worker.max_batch_bytes)
+            taken = owned.told_apart(self.queue.take(self._config.worker.max_batch_bytes))
             self._batch = self.queue.without(taken, owned.positions.skips_all)
         ends = next((index for index, part in enumerate(self._batch, 1) if owned.ends_batch(part)), None)
         if ends is not None:
@@ -401,8 +402,10 @@ class Delivery:
             self._batch = []
             self.queue.forget(batch[-1])
             self._backoff.progressed()
-        except (TableStopped, BatchRejected) as error:
-            await self._reject(owned, error)
+        except (TableStopped, BatchRejected, TransactionsNeeded) as error:
+            if isinstance(error, CdcError) and all(part.transaction_count == 1 for part in batch):
+                await self._reject(owned, error)
+            self._batch = divided(self._batch)  # which transaction it was, is known where each comes by itself
 
     async def _reject(self, owned: OwnedTarget, error: TableStopped | BatchRejected) -> None:
         async with owned.fenced():

@@ -28,7 +28,7 @@ from cdc.service.heartbeats import Heartbeats, heartbeat_in
 from cdc.service.held_partitions import HeldPartitions
 from cdc.service.known_columns import KnownColumns
 from cdc.service.planning import Planning
-from cdc.service.positions import Positions
+from cdc.service.positions import Positions, TransactionsNeeded
 from cdc.service.stops import Stop, Stops, record
 from cdc.service.tracking import Tracking
 from cdc.source.heartbeat import Heartbeat
@@ -130,7 +130,7 @@ class OwnedTarget:
     async def apply(self, parts: Sequence[Part]) -> None:
         """Apply whole transactions as one target transaction; durable when it returns.
 
-        Raises `TableStopped` and `BatchRejected` with nothing applied.
+        Raises `TableStopped`, `BatchRejected` and `TransactionsNeeded` with nothing applied.
         """
 
         async def once() -> AsyncIterator[Sequence[Part]]:
@@ -207,7 +207,7 @@ class OwnedTarget:
 
     def _tell(self, done: Applied, total: Mapping[str, int], ended: Sequence[Part], size: int, started: float) -> None:
         self._metrics.batch_applied(
-            transactions=len(ended),
+            transactions=sum(part.transaction_count for part in ended),
             inserts=total["inserted"],
             updates=total["updated"],
             deletes=total["deleted"],
@@ -241,6 +241,9 @@ class OwnedTarget:
                 try:
                     await self.planning.plan(relation)
                 except TableStopped as error:
+                    if part.transaction_count > 1:
+                        self.planning.not_yet(relation)
+                        raise TransactionsNeeded from None
                     table = self.planning.table_of(relation)
                     self.stop(table, part.commit_lsn, error, relation)
                     if not part.is_first:
@@ -279,7 +282,7 @@ class OwnedTarget:
                 self._fence,
                 before,
                 after,
-                transactions=len(new),
+                transactions=sum(part.transaction_count for part in new),
                 commit_time_us=new[-1].commit_time_us if new else None,
                 heartbeat_count=newest.count if newest else None,
                 heartbeat_at=newest.at if newest else None,
@@ -319,6 +322,10 @@ class OwnedTarget:
     def _heartbeat_in(self, part: Part) -> Heartbeat | None:
         """The last heartbeat of this pipeline in a part that the target does not hold yet."""
         return None if part.commit_lsn < self.positions.target else heartbeat_in(part, self._pipeline)
+
+    def told_apart(self, parts: list[Part]) -> list[Part]:
+        """The same parts, of one transaction each where it matters which of them it is."""
+        return self.positions.told_apart(parts, by_tracking=self.tracking is not None)
 
     # --- the cut-over
 

@@ -14,7 +14,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cdc.changes.accumulator import Accumulator, UnknownTypes
+from cdc.changes.accumulator import UnknownTypes
+from cdc.changes.packed_accumulator import AnyAccumulator
 from cdc.errors import CdcError
 from cdc.service import column_looks
 from cdc.source.catalog import describe_types
@@ -60,19 +61,20 @@ class PartitionWatch:
         for delivery in deliveries:
             delivery.resyncing.partitions = self._leaves
 
-    async def learn(self, catalog: Connection, accumulator: Accumulator, unknown: UnknownTypes) -> list[bytes]:
+    async def learn(self, catalog: Connection, accumulator: AnyAccumulator, unknown: UnknownTypes) -> Sequence[bytes]:
         """Tell the accumulator what it asked for; returns the messages to be fed to it."""
-        accumulator.learn(await describe_types(catalog, unknown.keys), unknown.keys)
-        accumulator.place(await find_places(catalog, unknown.relations), unknown.relations)
-        return list(unknown.remaining)
+        descriptions = accumulator.descriptions
+        descriptions.learn(await describe_types(catalog, unknown.keys), unknown.keys)
+        descriptions.place(await find_places(catalog, unknown.relations), unknown.relations)
+        return unknown.remaining
 
-    async def place_again(self, catalog: Connection, accumulator: Accumulator) -> None:
+    async def place_again(self, catalog: Connection, accumulator: AnyAccumulator) -> None:
         """Where partitions have changed since the last time: say anew where the known relations belong."""
         if self._is_stale:
             self._is_stale = False
             try:
-                known = accumulator.placed
-                accumulator.place(await find_places(catalog, known), known)
+                known = accumulator.descriptions.placed
+                accumulator.descriptions.place(await find_places(catalog, known), known)
             except CdcError:
                 self._is_stale = True
                 raise

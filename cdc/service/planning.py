@@ -139,6 +139,10 @@ class Planning:
         """Whether it was planned, or found not to be taken."""
         return relation in self.plans or relation in self._not_taken
 
+    def not_yet(self, relation: Relation) -> None:
+        """A relation that could not be planned is met again, and shall be refused again: nothing was made of it."""
+        self._not_taken.discard(relation)
+
     def table_of(self, relation: Relation) -> str:
         """The name (``schema.table``) under which the relation was loaded, or else the one that it has.
 

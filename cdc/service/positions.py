@@ -21,8 +21,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cdc.changes.transaction import Part
+from cdc.changes.transaction import Part, divided
 from cdc.lsn import Lsn
+
+
+class TransactionsNeeded(Exception):
+    """A table stops at one of several transactions that came as one part: they have to come one by one.
+
+    Those before it are then applied. Control flow; nothing has been applied.
+    """
 
 
 @dataclass(slots=True)
@@ -58,6 +65,12 @@ class Positions:
             own.held <= part.commit_lsn and (own.stopped_from is None or part.commit_lsn < own.stopped_from)
             for own in self.tables.values()
         )
+
+    def told_apart(self, parts: list[Part], *, by_tracking: bool) -> list[Part]:
+        """The same parts, of one transaction each where it matters which: some may be held, and others not."""
+        if by_tracking or any(bool(self.tables) or part.begins_at < self.target for part in parts):
+            return divided(parts)
+        return parts
 
     def stop(self, table: str, commit_lsn: Lsn) -> None:
         """``table`` takes nothing from the transaction on whose commit record starts at ``commit_lsn``."""

@@ -17,6 +17,9 @@ from cdc.lsn import Lsn
 class PartQueue:
     """Parts for one target, first in first out.
 
+    ``pull``, where it is given, hands over what the lane has read and still keeps together: it is called when nothing
+    is left here. ``is_hungry``: somebody waits for parts at this moment.
+
     ``full`` is a state, not a wall: the lane that sees it stops reading, and one part (bounded by itself) may be put
     beyond the limit. ``gone`` is the commit record of the last transaction that was forgotten, if any was.
     """
@@ -31,6 +34,8 @@ class PartQueue:
         self.received = Lsn(0)
         self.gone: Lsn | None = None
         self.closed = False
+        self.pull: Callable[[], None] | None = None
+        self.is_hungry = False
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -119,11 +124,18 @@ class PartQueue:
         if self._parts or self.closed:
             return
         self._news.clear()
+        if self.pull is not None:
+            self.pull()
+            if self._parts:
+                return
+        self.is_hungry = True
         try:
             async with asyncio.timeout(timeout_s):
                 await self._news.wait()
         except TimeoutError:
             pass
+        finally:
+            self.is_hungry = False
 
     async def wait_for_room(self) -> None:
         """Wait until the queue is not full."""

@@ -1,23 +1,39 @@
-"""The reading half of a lane: frames in, whole transactions into every delivery's queue, as long as there is room."""
+"""The reading half of a lane: messages in, whole transactions into every delivery's queue, as long as there is room.
+
+Transactions are handed over at once where a target has nothing to do. While all of them are busy, what is whole stays
+in the accumulator, where many small transactions become one block, until a target asks for it or it has grown enough.
+So blocks grow under load, and nothing waits without need. For the same reason the socket is left to gather for a moment
+while all targets are busy and little comes at a time: a walsender hands over every few changes, and to wake up for each
+of these costs more than the changes do. A target that has nothing to do ends that moment.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 
-from cdc.changes.accumulator import Accumulator, UnknownTypes
+from cdc.changes.accumulator import UnknownTypes
+from cdc.changes.packed_accumulator import accumulator_for
 from cdc.changes.spool import SpoolSpace
 from cdc.changes.streamed import StreamedTransactions
 from cdc.config import WorkerConfig
 from cdc.observe.metrics import LaneMetrics
-from cdc.pgoutput.framing import Keepalive, split_frames
+from cdc.pgoutput.framing import Keepalive
+from cdc.pgoutput.packed import size_bytes
 from cdc.service.acknowledgement import Acknowledgement
 from cdc.service.delivery import Delivery
 from cdc.service.disk_work import next_piece
 from cdc.service.partition_watch import PartitionWatch
 from cdc.source.connection import Connection
 from cdc.source.replication import ReplicationConnection
+
+GATHER_S = 0.002
+"""How long the socket is left alone at most while every target is busy. At a walsender's full speed some 100 kB come in
+that time, which the kernel's buffer holds."""
+
+GATHER_BYTES = 64 * 1024
+"""Where one `receive` brings more than this, waiting would not make it cheaper."""
 
 
 async def receive(
@@ -40,13 +56,27 @@ async def receive(
     ``catalog`` is asked about types and relations that the stream has not met; ``answer`` is called when the source
     wants to hear of us. ``partitions`` knows when relations have become partitions, or none any more.
     """
-    accumulator = Accumulator(part_bytes=settings.max_batch_bytes, with_roots=True)
+    accumulator = accumulator_for(part_bytes=settings.max_batch_bytes, with_roots=True)
+    asked = asyncio.Event()
+
+    def hand_over() -> None:
+        asked.set()
+        for part in accumulator.take():
+            if part.packed is not None:
+                part.packed.block.is_shared = len(deliveries) > 1
+            acknowledgement.receive(part.end_lsn or part.commit_lsn)
+            for delivery in deliveries:
+                delivery.offer(part)
+
+    for delivery in deliveries:
+        delivery.queue.pull = hand_over
     with closing(StreamedTransactions(spool)) as streamed:
         metrics.spool(size_bytes=lambda: streamed.spooled_bytes, transactions=lambda: streamed.transactions)
         while True:
-            messages, keepalives = split_frames(await stream.receive())
+            messages, keepalives = await stream.receive()
             await partitions.place_again(catalog, accumulator)
-            metrics.received(messages=len(messages), size_bytes=sum(map(len, messages)))
+            size = size_bytes(messages)
+            metrics.received(messages=len(messages), size_bytes=size)
             steps = streamed.feed(messages)
             while (piece := await next_piece(steps)) is not None:
                 while piece:
@@ -55,15 +85,27 @@ async def receive(
                         break
                     except UnknownTypes as unknown:
                         piece = await partitions.learn(catalog, accumulator, unknown)
-                for part in accumulator.take():
-                    acknowledgement.receive(part.end_lsn or part.commit_lsn)
-                    for delivery in deliveries:
-                        delivery.offer(part)
+                if accumulator.is_due or any(delivery.queue.is_hungry for delivery in deliveries):
+                    hand_over()
                     await _wait_for_room(deliveries, settings.detach_after_s)
+            is_idle = bool(keepalives) and not accumulator.in_transaction
+            if is_idle:
+                hand_over()
+                await _wait_for_room(deliveries, settings.detach_after_s)
             if any(keepalive.reply_requested for keepalive in keepalives):
                 answer()
-            if keepalives and not accumulator.in_transaction:
+            if is_idle:
                 _note(keepalives, deliveries, acknowledgement)
+            if size < GATHER_BYTES and not any(delivery.queue.is_hungry for delivery in deliveries):
+                await gather(asked)
+
+
+async def gather(asked: asyncio.Event) -> None:
+    """Wait for `GATHER_S` seconds, or until somebody asks from now on."""
+    asked.clear()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(GATHER_S):
+            await asked.wait()
 
 
 def _note(keepalives: Sequence[Keepalive], deliveries: Sequence[Delivery], acknowledgement: Acknowledgement) -> None:

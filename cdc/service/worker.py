@@ -19,6 +19,7 @@ from cdc import __version__
 from cdc.config import Config
 from cdc.observe import logs
 from cdc.observe.metrics import Metrics
+from cdc.pgoutput import compiled
 from cdc.service import http
 from cdc.service.delivery import Delivery
 from cdc.service.heartbeats import Heartbeats
@@ -45,6 +46,7 @@ async def run(config: Config) -> None:
     gc.freeze()
     stop = asyncio.Event()
     logs.guard_process(asyncio.get_running_loop())
+    _say_what_is_compiled()
     with _signals(stop.set), structlog.contextvars.bound_contextvars(pipeline=config.pipeline):
         metrics = Metrics(config.pipeline)
         metrics.worker(version=__version__)
@@ -67,6 +69,15 @@ async def run(config: Config) -> None:
                 tasks.create_task(refresh_on_schedule(config, stop, notify, metrics=metrics))
                 tasks.create_task(follow_sequences(config, deliveries, stop))
         _log.info("worker stopped")
+
+
+def _say_what_is_compiled() -> None:
+    if compiled.is_compiled():
+        _log.info("the compiled core is used")
+    elif compiled.IS_WANTED:
+        _log.warning("the compiled core is not built: everything works, and takes several times as much CPU per row")
+    else:
+        _log.warning("the compiled core is not used, because CDC_UNCOMPILED is set")
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The replication connection: commands to a walsender, then the stream of frames out of one slot.
 
 One `ReplicationConnection` is one walsender. It is opened, answers a few commands, and once `start` returns it only
-streams: `receive` hands over frames as bytes (unread; `cdc.pgoutput` knows what they say), `send_status` tells how far
-they are durable. When the stream ends, for whatever reason, the next `receive` raises, and this connection is of no
+streams: `receive` hands over messages as bytes (unread; `cdc.pgoutput` knows what they say), `send_status` tells how
+far they are durable. When the stream ends, for whatever reason, the next `receive` raises, and this connection is of no
 more use: close it and open another.
 
 libpq does the talking (TLS, SCRAM, keepalives), without ever blocking the event loop. It keeps what the kernel gave it
@@ -31,9 +31,10 @@ from psycopg import pq
 from cdc.errors import CdcError, ServerError, SetupError, SourceUnavailable
 from cdc.identifiers import quote
 from cdc.lsn import INVALID_LSN, Lsn
-from cdc.pgoutput.framing import EPOCH_UNIX_US, standby_status_update
+from cdc.pgoutput.framing import EPOCH_UNIX_US, Keepalive, split_frames, standby_status_update
 from cdc.source import waiting
 from cdc.source.connection import Connection, connect_walsender, explain, place, server_error, source_errors
+from cdc.source.libpq import FrameReader, frame_reader
 from cdc.source.slot import FIRST_WITH_FAILOVER, PLUGIN, failover_refusal, read_slot, refusal
 from cdc.source.stream_errors import BinaryRefused, StreamPoisoned, error_of, explain_end, missing_publication
 
@@ -48,7 +49,9 @@ __all__ = [
 
 MAX_RECEIVE_BYTES = 1 << 20
 MAX_RECEIVE_FRAMES = 4_000
-"""What one `receive` hands over at most: some 10 ms of work, so that status updates and other tasks get their turn."""
+MAX_PACKED_FRAMES = 16_000
+"""What one `receive` hands over at most (the last where frames are packed): a few ms of work, so that status updates
+and other tasks get their turn."""
 
 _PROTOCOL_VERSION = 1
 """Version 1 sends whole committed transactions, in commit order."""
@@ -90,6 +93,7 @@ class ReplicationConnection:
         self._slot = ""
         self._has_more = False
         self._has_ended = False
+        self._reader: FrameReader | None = None
         self._warning: ServerError | None = None
         connection.add_notice_handler(self._notice)
 
@@ -235,6 +239,7 @@ class ReplicationConnection:
         except psycopg.Error:
             raise explain(None, f"stream from the slot {slot}") from None
         if result is not None and result.status == pq.ExecStatus.COPY_BOTH:
+            self._reader = frame_reader(self._pgconn)
             return
         server = error_of(result)
         while result is not None:
@@ -253,33 +258,32 @@ class ReplicationConnection:
                 return await self._explain_wal_level(server, slot)
         return explain(server, f"stream from the slot {slot}")
 
-    async def receive(self) -> list[bytes]:
-        """All frames that are there, in order; waits for the first. Each is the payload of one CopyData message.
+    async def receive(self) -> tuple[Sequence[bytes], list[Keepalive]]:
+        """All messages that are there, and the keepalives, each in order; waits for the first of either.
 
-        Hands over at most `MAX_RECEIVE_BYTES` and one frame, or `MAX_RECEIVE_FRAMES`. Cancelling it loses nothing.
-        Raises `SourceUnavailable` when the connection ends, and what the server says when the stream fails.
+        Hands over at most `MAX_RECEIVE_BYTES` and one message, or `MAX_RECEIVE_FRAMES`. Messages are packed where the
+        compiled core is there (cdc.pgoutput.packed). Cancelling it loses nothing. Raises `SourceUnavailable` when the
+        connection ends, what the server says when the stream fails, and `ProtocolError` for a damaged frame.
         """
-        frames: list[bytes] = []
         if self._has_more:
             # More was there than one call hands over: the other tasks of the loop come first.
             await asyncio.sleep(0)
+        messages: Sequence[bytes] = ()
+        keepalives: list[Keepalive] = []
         try:
-            self._take(frames)
-            while not (self._has_more or self._has_ended):
+            messages, keepalives = self._take()
+            while not (messages or keepalives or self._has_more or self._has_ended):
                 self._pgconn.consume_input()
-                self._take(frames)
-                if frames:
-                    break
-                if not self._has_ended:
+                messages, keepalives = self._take()
+                if not (messages or keepalives or self._has_ended):
                     await waiting.readable(self._pgconn)
         except psycopg.Error:
-            # Frames that came before the connection broke are still good; the next call meets the error again.
-            if not frames:
-                raise explain(None, f"stream from the slot {self._slot}") from None
+            # What came before the connection broke was handed over before; the next call meets the error again.
+            raise explain(None, f"stream from the slot {self._slot}") from None
         if self._warning is not None:
             raise missing_publication(self._warning, self._slot)
-        if frames:
-            return frames
+        if messages or keepalives:
+            return messages, keepalives
         raise await self._explain_end()
 
     def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
@@ -291,23 +295,40 @@ class ReplicationConnection:
         if notice.severity_nonlocalized == "WARNING" and notice.sqlstate == "55000":
             self._warning = ServerError(notice.sqlstate)
 
-    def _take(self, frames: list[bytes]) -> None:
+    def _take(self) -> tuple[Sequence[bytes], list[Keepalive]]:
         """Move frames out of libpq's buffer, as many as one `receive` hands over."""
-        self._has_more = False
         if self._has_ended:
-            return
+            return (), []
+        if self._reader is None:
+            return self._take_each()
+        messages, keepalives, after = self._reader.take(MAX_RECEIVE_BYTES, MAX_PACKED_FRAMES)
+        self._has_more, self._has_ended = after > 0, after == -1
+        if after < -1 and not (messages or keepalives):
+            raise psycopg.OperationalError
+        return messages, keepalives
+
+    def _take_each(self) -> tuple[Sequence[bytes], list[Keepalive]]:
+        """The same frame by frame, by way of psycopg."""
+        self._has_more = False
+        frames: list[bytes] = []
         get, append = self._pgconn.get_copy_data, frames.append
         budget = MAX_RECEIVE_BYTES
-        for _ in range(MAX_RECEIVE_FRAMES):
-            size, data = get(1)
-            if size <= 0:
-                self._has_ended = size < 0
-                return
-            append(bytes(data))
-            budget -= size
-            if budget <= 0:
-                break
+        try:
+            for _ in range(MAX_RECEIVE_FRAMES):
+                size, data = get(1)
+                if size <= 0:
+                    self._has_ended = size < 0
+                    return split_frames(frames)
+                append(bytes(data))
+                budget -= size
+                if budget <= 0:
+                    break
+        except psycopg.Error:
+            if not frames:
+                raise
+            return split_frames(frames)
         self._has_more = True
+        return split_frames(frames)
 
     async def _explain_end(self) -> CdcError:
         results = []

@@ -18,7 +18,6 @@ from uuid import uuid4
 
 from cdc.errors import SourceUnavailable
 from cdc.lsn import INVALID_LSN, Lsn
-from cdc.pgoutput.framing import split_frames
 from cdc.source.connection import Connection, connect, source_errors
 from cdc.source.replication import ReplicationConnection
 from cdc.source.slot import read_slot
@@ -116,7 +115,7 @@ async def read_past_start(dsn: str, slot: str, publications: Sequence[str], *, a
 
 async def _wait_for(walsender: ReplicationConnection, token: bytes) -> None:
     while True:
-        messages, keepalives = split_frames(await walsender.receive())
+        messages, keepalives = await walsender.receive()
         if any(message[:1] == b"M" and message.endswith(token) for message in messages):
             return
         if any(keepalive.reply_requested for keepalive in keepalives):

@@ -260,8 +260,11 @@ class Applier:
     async def _divide(self, routed: list[RoutedPart]) -> None:
         """Find the transactions that the fast path cannot apply, and replay those in order."""
         if len(routed) == 1:
-            await self._replay_part(routed[0])
-            return
+            transactions = routed[0].part.divided()
+            if len(transactions) == 1:
+                await self._replay_part(routed[0])
+                return
+            routed = [RoutedPart(part, _of_part(routed[0].plans, part)) for part in transactions]
         middle = len(routed) // 2
         for half in (routed[:middle], routed[middle:]):
             await self._connection.execute("SAVEPOINT cdc_half")
@@ -391,6 +394,11 @@ class Applier:
     async def _role(self) -> str:
         with target_errors("reading the role", self._session.where):
             return str(await self._connection.fetchval("SELECT pg_catalog.quote_ident(current_user)"))
+
+
+def _of_part(plans: Plans, part: Part) -> dict[Relation, TablePlan]:
+    """Those of the plans that take something of a part."""
+    return {relation: plan for relation, plan in plans.items() if relation in part.relations}
 
 
 def _plan_of(shape: TableShape, routed: RoutedPart) -> TablePlan:

@@ -19,16 +19,17 @@ from dataclasses import dataclass, field
 import asyncpg
 
 from cdc.changes.compaction import Compaction, Contradiction, KeyChange, Outcome
+from cdc.changes.packed_folding import EncodedRows, PackedCompaction, PackedOutcome, Uncovered
 from cdc.changes.row_reader import Fields, KeyNotSent
 from cdc.changes.shared_keys import SharedKeys
 from cdc.changes.transaction import Kind, Run
 from cdc.pgoutput.tuples import NULL, UNCHANGED
 from cdc.target import kept_rows, overlap
-from cdc.target.copy_encoding import NotSent, messages_stream, rows_stream
+from cdc.target.copy_encoding import NotSent, messages_stream, packed_stream, rows_stream
 from cdc.target.rejection import Guard, Reason, Refused
 from cdc.target.row_replay import RowReplay, arrivals_of
 from cdc.target.staging import Staging
-from cdc.target.steps import Group, RoutedPart, Step, TargetName, parents_first, split, stretched
+from cdc.target.steps import Group, PackedPiece, RoutedPart, Step, TargetName, parents_first, split, stretched
 from cdc.target.table_plan import TablePlan
 from cdc.target.table_shape import TableShape
 from cdc.target.together import NotTogether, Together
@@ -41,10 +42,10 @@ BREATH_ROWS = 1_000
 
 @dataclass(slots=True)
 class _Staged:
-    """One outcome on its way: ordinals of what was staged for each statement."""
+    """One outcome on its way: ordinals of what was staged for each statement, and the rows to be copied straight in."""
 
     shape: TableShape
-    outcome: Outcome
+    copied: Sequence[Fields] | EncodedRows = ()
     deletes: tuple[int, int] | None = None
     updates: list[tuple[tuple[int, ...], int, int]] = field(default_factory=list)
     inserts: tuple[int, int] | None = None
@@ -123,12 +124,16 @@ class FastPath:
         shape = group.shape
         if shape in in_order:
             self._needs_answers()
-            for plan, run in group.runs:
+            for plan, run in group.runs():
                 await self._replay.apply(plan, run.kind, run.rows, run.commit_time_us)
         elif _goes_straight_in(group):
-            await self._copy_messages(shape, group.runs)
+            if group.packed is not None:
+                rows = sum(piece.inserted for piece in group.packed)
+                await self._copy(shape, packed_stream(group.packed, len(shape.columns)), rows)
+            else:
+                await self._copy_messages(shape, list(group.runs()))
         elif not shape.key:
-            for plan, run in group.runs:
+            for plan, run in group.runs():
                 if run.kind is Kind.INSERT and shape.copies_directly:
                     await self._copy_messages(shape, [(plan, run)])
                 else:
@@ -144,9 +149,14 @@ class FastPath:
                     await self._delete(staged)
                     await self._update_and_insert(staged)
 
-    async def _fold(self, group: Group) -> list[Outcome | KeyChange]:
+    async def _fold(self, group: Group) -> list[Outcome | PackedOutcome | KeyChange]:
         """The stretches of a group; one empty outcome when nothing is left."""
         shape = group.shape
+        if group.packed is not None and _folds_packed(shape):
+            try:
+                return [await self._fold_packed(shape, group.packed)]
+            except Uncovered:
+                pass
         folding = SharedKeys if shape.shares_keys else Compaction
         compaction = folding(
             keeps_rows=shape.keeps_rows,
@@ -158,7 +168,7 @@ class FastPath:
         folded = 0
         try:
             for (plan, kind, time_us), rows in stretched(
-                ((plan, run.kind, _noted(shape, run)), run.rows) for plan, run in group.runs
+                ((plan, run.kind, _noted(shape, run)), run.rows) for plan, run in group.runs()
             ):
                 compaction.add(plan.reader, kind, rows, time_us)
                 if arrivals is not None:
@@ -169,31 +179,43 @@ class FastPath:
                 if folded >= BREATH_ROWS:
                     folded = 0
                     await asyncio.sleep(0)
-            return compaction.finish() or [Outcome()]
+            return [*compaction.finish()] or [Outcome()]
         except Contradiction:
             raise Refused(shape, Reason.CONTRADICTION) from None
         except KeyNotSent:
             raise Refused(shape, Reason.KEY_NOT_SENT) from None
 
-    async def _stage(self, shape: TableShape, outcome: Outcome) -> _Staged:
+    async def _fold_packed(self, shape: TableShape, pieces: Sequence[PackedPiece]) -> PackedOutcome:
+        """The same in compiled loops. Raises `Uncovered`."""
+        compaction = PackedCompaction(len(shape.columns), shape.key, keeps_rows=shape.keeps_rows)
+        for piece in pieces:
+            for _ in compaction.add(piece.rows):
+                await asyncio.sleep(0)
+        return compaction.finish()
+
+    async def _stage(self, shape: TableShape, outcome: Outcome | PackedOutcome) -> _Staged:
         """Copy what needs a statement into staging: deletes, updates by what they leave unchanged, perhaps inserts."""
-        staged = _Staged(shape, outcome)
-        rows: list[Fields] = [_key_among_nulls(shape, key) for key in outcome.deletes]
-        for unchanged, updates in outcome.updates.items():
-            rows += [_without_unchanged(fields) for fields in updates] if unchanged else updates
-        if not copies_inserts(shape):
-            rows += outcome.inserts
-        if not rows:
+        is_copied = copies_inserts(shape)
+        if isinstance(outcome, PackedOutcome):
+            staged = _Staged(shape, outcome.inserted() if is_copied else ())
+            rows: Sequence[Fields] | EncodedRows = outcome.rows(with_inserts=not is_copied)
+            deletes, updates, inserts = outcome.deletes, outcome.updates, outcome.inserts
+        else:
+            staged = _Staged(shape, outcome.inserts if is_copied else ())
+            rows = _staged_rows(shape, outcome, with_inserts=not is_copied)
+            deletes, inserts = len(outcome.deletes), len(outcome.inserts)
+            updates = [(unchanged, len(fields)) for unchanged, fields in outcome.updates.items()]
+        if not len(rows):
             return staged
         low, _ = await self._staging.stage(shape, rows, with_old=False, writing=self._writing)
-        if outcome.deletes:
-            staged.deletes = (low, low + len(outcome.deletes) - 1)
-            low += len(outcome.deletes)
-        for unchanged, updates in outcome.updates.items():
-            staged.updates.append((unchanged, low, low + len(updates) - 1))
-            low += len(updates)
-        if outcome.inserts and not copies_inserts(shape):
-            staged.inserts = (low, low + len(outcome.inserts) - 1)
+        if deletes:
+            staged.deletes = (low, low + deletes - 1)
+            low += deletes
+        for unchanged, count in updates:
+            staged.updates.append((unchanged, low, low + count - 1))
+            low += count
+        if inserts and not is_copied:
+            staged.inserts = (low, low + inserts - 1)
         return staged
 
     async def _delete(self, staged: _Staged) -> None:
@@ -221,9 +243,8 @@ class FastPath:
                 await kept_rows.insert(self._connection, self._guard, shape, stage, low, high)
                 return
             await self._writing.change(Change(Move.INSERT, shape), stage, low, high)
-        elif staged.outcome.inserts:
-            inserts = staged.outcome.inserts
-            await self._copy(shape, rows_stream(inserts, len(shape.columns)), len(inserts))
+        elif len(staged.copied):
+            await self._copy(shape, rows_stream(staged.copied, len(shape.columns)), len(staged.copied))
 
     async def _overlap(self, staged: _Staged, stage: str) -> None:
         shape = staged.shape
@@ -234,19 +255,17 @@ class FastPath:
 
     async def _copy_messages(self, shape: TableShape, runs: Sequence[tuple[TablePlan, Run]]) -> None:
         """Copy the rows of insert messages straight into the table."""
-        source = messages_stream(
-            ((plan.reader, rows) for plan, rows in stretched((plan, run.rows) for plan, run in runs)),
-            len(shape.columns),
-        )
-        try:
-            await self._copy(shape, source, sum(len(run.rows) for _, run in runs))
-        except NotSent:
-            raise Refused(shape, Reason.CONTRADICTION) from None
+        stretches = ((plan.reader, rows) for plan, rows in stretched((plan, run.rows) for plan, run in runs))
+        source = messages_stream(stretches, len(shape.columns))
+        await self._copy(shape, source, sum(len(run.rows) for _, run in runs))
 
     async def _copy(self, shape: TableShape, rows: AsyncIterator[bytes], count: int) -> None:
         """Copy rows straight into the table."""
         columns = [column.name for column in shape.columns]
-        await self._writing.copy(shape, (shape.schema, shape.name), columns, rows, count)
+        try:
+            await self._writing.copy(shape, (shape.schema, shape.name), columns, rows, count)
+        except NotSent:
+            raise Refused(shape, Reason.CONTRADICTION) from None
 
     def _needs_answers(self, really: bool = True) -> None:
         """What comes next asks the target, and goes by the answer."""
@@ -261,7 +280,19 @@ def copies_inserts(shape: TableShape) -> bool:
 
 def _goes_straight_in(group: Group) -> bool:
     """Whether no row of a group needs to be looked at: nothing but inserts, and the table itself refuses duplicates."""
-    return copies_inserts(group.shape) and all(run.kind is Kind.INSERT for _, run in group.runs)
+    return copies_inserts(group.shape) and group.has_only_inserts
+
+
+def _folds_packed(shape: TableShape) -> bool:
+    """Whether a key means one row, and a row is what the source sent: the compiled folding knows nothing else."""
+    return not (shape.shares_keys or shape.overlap or shape.keeps_deleted or shape.deleted_at is not None)
+
+
+def _staged_rows(shape: TableShape, outcome: Outcome, *, with_inserts: bool) -> list[Fields]:
+    rows: list[Fields] = [_key_among_nulls(shape, key) for key in outcome.deletes]
+    for unchanged, updates in outcome.updates.items():
+        rows += [_without_unchanged(fields) for fields in updates] if unchanged else updates
+    return rows + outcome.inserts if with_inserts else rows
 
 
 def _noted(shape: TableShape, run: Run) -> int:

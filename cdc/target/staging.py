@@ -18,8 +18,9 @@ from collections.abc import Collection, Iterable, Sequence
 
 import asyncpg
 
+from cdc.changes.packed_folding import EncodedRows
 from cdc.changes.row_reader import Fields
-from cdc.target.copy_encoding import rows_stream
+from cdc.target.copy_encoding import rows_stream, size_of
 from cdc.target.table_shape import TableShape
 from cdc.target.writing import Writing
 
@@ -91,7 +92,7 @@ class Staging:
         return all(name in self._created and name not in self._doubtful for name in names)
 
     async def stage(
-        self, shape: TableShape, rows: Sequence[Fields], *, with_old: bool, writing: Writing
+        self, shape: TableShape, rows: Sequence[Fields] | EncodedRows, *, with_old: bool, writing: Writing
     ) -> tuple[int, int]:
         """Copy rows into the shape's staging table; return the first and the last ordinal.
 
@@ -106,7 +107,7 @@ class Staging:
         self._ordinal += len(rows)
         source = rows_stream(rows, len(columns), first_ordinal=low)
         await writing.copy(shape, ("pg_temp", name), ["ordinal", *columns], source, len(rows))
-        self._garbage[name] += len(rows) * (_ROW_OVERHEAD_BYTES + 4 * len(columns)) + _payload(rows)
+        self._garbage[name] += len(rows) * (_ROW_OVERHEAD_BYTES + 4 * len(columns)) + size_of(rows)
         return low, self._ordinal
 
     def _bare_name(self, shape: TableShape) -> str:
@@ -121,11 +122,3 @@ def old_places(shape: TableShape) -> tuple[int, ...]:
 def _column_definitions(shape: TableShape) -> list[str]:
     new = [f"new_{place + 1} {column.stage_type}" for place, column in enumerate(shape.columns)]
     return new + [f"old_{place + 1} {shape.columns[place].stage_type}" for place in old_places(shape)]
-
-
-def _payload(rows: Sequence[Fields]) -> int:
-    """Bytes of the rows' values, from the first, the middle and the last row: it only decides when to tidy up."""
-    if not rows:
-        return 0
-    sample = [rows[0], rows[len(rows) // 2], rows[-1]]
-    return len(rows) * sum(sum(map(len, row)) for row in sample) // len(sample)

@@ -4,20 +4,32 @@ A *step* is what lies between two truncations. Inside it the changes of differen
 that the target's constraints accept; those of one table keep their order. A table's changes are grouped by shape: a
 second group begins where the source changed the table's columns, or where another relation is routed to it
 differently.
+
+Packed rows of a part stay packed (`PackedPiece`), as long as all of a table's relations in it share a shape, and can be
+read by the compiled loops. `Group.runs` unpacks them for everybody who takes changes one after the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from cdc.changes.blocks import PackedRows
 from cdc.changes.relation import Relation
 from cdc.changes.row_reader import RowReader, ValueRefused
 from cdc.changes.transaction import Kind, Part, Run, Truncation
 from cdc.changes.translation import UnknownObjects
 from cdc.target.table_plan import TablePlan
 from cdc.target.table_shape import TableShape
+
+if TYPE_CHECKING:
+    from cdc.changes._rows import BlockRows
+
+try:
+    from cdc.changes import _rows
+except ImportError:
+    _rows = None  # type: ignore[assignment]
 
 TargetName = tuple[str, str]
 """Schema and name of a target's table."""
@@ -39,11 +51,59 @@ class RoutedPart:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedPiece:
+    """The rows of one packed part that go into one table, by the plans of their relations. ``changed``: not inserts."""
+
+    plans: Mapping[Relation, TablePlan]
+    changes: PackedRows
+    rows: BlockRows
+    inserted: int
+    changed: int
+
+    def runs(self) -> Iterator[tuple[TablePlan, Run]]:
+        """The rows as runs, in the source's order."""
+        for run in self.changes:
+            plan = self.plans.get(run.relation)
+            if plan is not None:
+                yield plan, run
+
+
+@dataclass(frozen=True, slots=True)
+class RunPiece:
+    """One run, and the plan by which it is taken."""
+
+    plan: TablePlan
+    run: Run
+
+    def runs(self) -> Iterator[tuple[TablePlan, Run]]:
+        """The run itself."""
+        yield self.plan, self.run
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
-    """Consecutive runs of one table that share a shape."""
+    """Consecutive changes of one table that share a shape."""
 
     shape: TableShape
-    runs: list[tuple[TablePlan, Run]] = field(default_factory=list)
+    pieces: list[PackedPiece | RunPiece] = field(default_factory=list)
+
+    def runs(self) -> Iterator[tuple[TablePlan, Run]]:
+        """All changes as runs, in the source's order; those that are packed are unpacked as they are asked for."""
+        for piece in self.pieces:
+            yield from piece.runs()
+
+    @property
+    def has_only_inserts(self) -> bool:
+        """Whether no row is updated or deleted."""
+        return all(
+            piece.run.kind is Kind.INSERT if isinstance(piece, RunPiece) else not piece.changed for piece in self.pieces
+        )
+
+    @property
+    def packed(self) -> list[PackedPiece] | None:
+        """The pieces, if all are packed."""
+        pieces = [piece for piece in self.pieces if isinstance(piece, PackedPiece)]
+        return pieces if len(pieces) == len(self.pieces) else None
 
 
 @dataclass(slots=True)
@@ -57,10 +117,29 @@ class Step:
 
     def add(self, plan: TablePlan, run: Run) -> None:
         """Append a run."""
-        group = self._last.get(plan.shape)
-        if group is None:
-            group = self._begin(plan.shape)
-        group.runs.append((plan, run))
+        self._group(plan.shape).pieces.append(RunPiece(plan, run))
+
+    def add_packed(self, changes: PackedRows, plans: Mapping[Relation, TablePlan]) -> None:
+        """Append the rows of a packed part, as far as its relations have plans."""
+        tables: dict[TargetName, dict[Relation, TablePlan]] = {}
+        for relation in changes.block.relations:
+            plan = plans.get(relation)
+            if plan is not None:
+                tables.setdefault((plan.shape.schema, plan.shape.name), {})[relation] = plan
+        unpacked: set[Relation] = set()
+        for taken in tables.values():
+            shapes = {plan.shape for plan in taken.values()}
+            if len(shapes) == 1 and all(plan.reader.projection is not None for plan in taken.values()):
+                self._group(shapes.pop()).pieces.append(_packed_piece(changes, taken))
+            else:
+                unpacked.update(taken)
+        if unpacked:
+            for run in changes:
+                if run.relation in unpacked:
+                    self.add(plans[run.relation], run)
+
+    def _group(self, shape: TableShape) -> Group:
+        return self._last.get(shape) or self._begin(shape)
 
     def _begin(self, shape: TableShape) -> Group:
         groups = self.tables.setdefault((shape.schema, shape.name), [])
@@ -71,11 +150,28 @@ class Step:
         return group
 
 
+def _packed_piece(changes: PackedRows, plans: Mapping[Relation, TablePlan]) -> PackedPiece:
+    block = changes.block
+    inserted = changed = 0
+    projections = []
+    for number, relation in enumerate(block.relations):
+        plan = plans.get(relation)
+        projections.append(None if plan is None else plan.reader.projection)
+        if plan is not None:
+            inserts, updates, deletes = block.counts(number)
+            inserted += inserts
+            changed += updates + deletes
+    return PackedPiece(plans, changes, _rows.BlockRows(block, projections), inserted, changed)
+
+
 def split(parts: Sequence[RoutedPart]) -> Iterator[Step]:
     """Lay out the changes of consecutive parts."""
     step = Step()
     for routed in parts:
         plans = routed.plans
+        if routed.part.packed is not None:
+            step.add_packed(routed.part.packed, plans)
+            continue
         for change in routed.part.changes:
             if isinstance(change, Run):
                 plan = plans.get(change.relation)

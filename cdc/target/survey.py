@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cdc.changes.blocks import PackedRows
+from cdc.changes.relation import Relation
 from cdc.changes.transaction import Kind, Run, Truncation
 from cdc.target.fast_path import copies_inserts
 from cdc.target.steps import RoutedPart, truncated_plans
 from cdc.target.table_plan import TablePlan
 from cdc.target.table_shape import TableShape
 from cdc.target.table_version import TablesChanged
+
+_KINDS = (Kind.INSERT, Kind.UPDATE, Kind.DELETE)
 
 
 @dataclass(slots=True)
@@ -52,6 +56,9 @@ class Survey:
         rows = self._rows
         for part in routed:
             plans = part.plans
+            if part.part.packed is not None:
+                self._count_packed(part.part.packed, plans)
+                continue
             for change in part.part.changes:
                 if isinstance(change, Run):
                     plan = plans.get(change.relation)
@@ -61,6 +68,14 @@ class Survey:
                 elif isinstance(change, Truncation):
                     for plan in truncated_plans(part, change):
                         self._truncations[plan] = self._truncations.get(plan, 0) + 1
+
+    def _count_packed(self, changes: PackedRows, plans: Mapping[Relation, TablePlan]) -> None:
+        for number, relation in enumerate(changes.block.relations):
+            plan = plans.get(relation)
+            if plan is not None:
+                for kind, count in zip(_KINDS, changes.block.counts(number), strict=True):
+                    if count:
+                        self._rows[plan, kind] = self._rows.get((plan, kind), 0) + count
 
     @property
     def has_changes(self) -> bool:

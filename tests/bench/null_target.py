@@ -49,6 +49,7 @@ async def read(dsn: str, name: str, until: Lsn) -> None:
                 acknowledgement=acknowledgement,
                 answer=lambda: None,
                 partitions=PartitionWatch(settings.partition_interval_s),
+                spool=None,
                 metrics=metrics.lane(),
                 settings=settings,
             )

@@ -80,10 +80,7 @@ def heartbeat(commit_lsn: int, count: int, *, content: bytes | None = None) -> P
     """A transaction that holds nothing but a heartbeat."""
     beat = {"pipeline": "cdc", "count": count, "at": "2026-05-01T12:00:00+00:00", "incarnation": str(UUID(int=0))}
     mark = Mark(PREFIX, json.dumps(beat).encode() if content is None else content, Lsn(commit_lsn))
-    part = Part(7, Lsn(commit_lsn), 0, end_lsn=Lsn(commit_lsn + 8))
-    part.changes.append(mark)
-    part.marks.append(mark)
-    return part
+    return Part(7, Lsn(commit_lsn), 0, end_lsn=Lsn(commit_lsn + 8), changes=[mark], marks=[mark])
 
 
 async def own_position(session: Session) -> Lsn | None:

@@ -12,7 +12,6 @@ import pytest
 
 from cdc.errors import ResyncNeeded, SetupError, SlotInUse, SourceUnavailable
 from cdc.lsn import INVALID_LSN, Lsn
-from cdc.pgoutput.framing import HEADER, XLOG_DATA
 from cdc.source import replication
 from cdc.source.connection import Connection, connect
 from cdc.source.replication import BinaryRefused, ReplicationConnection, StreamPoisoned
@@ -52,7 +51,7 @@ async def messages(walsender: ReplicationConnection, until: bytes) -> list[bytes
     """The pgoutput messages up to the first of kind ``until``."""
     found: list[bytes] = []
     while True:
-        found += [frame[HEADER:] for frame in await walsender.receive() if frame[0] == XLOG_DATA]
+        found += (await walsender.receive())[0]
         if any(message[:1] == until for message in found):
             return found
 
@@ -183,7 +182,7 @@ async def test_receive_hands_over_bounded_pieces_and_lets_other_tasks_run(
     source: Database, session: Connection, slot: str
 ) -> None:
     source.create_slot(slot)
-    rows = 3 * replication.MAX_RECEIVE_FRAMES
+    rows = 3 * replication.MAX_PACKED_FRAMES
     source.execute(f"INSERT INTO public.\"t-t\" SELECT g, 'x' FROM generate_series(1, {rows}) AS g")
     turns = 0
 
@@ -197,9 +196,9 @@ async def test_receive_hands_over_bounded_pieces_and_lets_other_tasks_run(
         other = group.create_task(other_task())
         received = calls = 0
         while received < rows:
-            frames = await walsender.receive()
-            assert len(frames) <= replication.MAX_RECEIVE_FRAMES
-            received += sum(frame[0] == XLOG_DATA for frame in frames)
+            got, keepalives = await walsender.receive()
+            assert len(got) + len(keepalives) <= replication.MAX_PACKED_FRAMES
+            received += len(got)
             calls += 1
         other.cancel()
     assert turns >= calls // 2

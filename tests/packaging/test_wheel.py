@@ -28,7 +28,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree.mkdir()
     names = [name for name in ("pyproject.toml", "setup.py", "README.md", "cdc", "sql") if (ROOT / name).exists()]
     run(["cp", "-R", *(ROOT / name for name in names), tree], scratch)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    pip: list[str | Path] = ["env", "CFLAGS=-O0", sys.executable, "-m", "pip", "--disable-pip-version-check"]
     run([*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", scratch, tree], scratch)
     return next(scratch.glob("cdc-*.whl"))
 
@@ -56,3 +56,23 @@ def test_an_installed_wheel_loads_its_statements(wheel: Path, tmp_path: Path) ->
         [python, "-I", "-c", "from cdc import statements; print(statements.directory())"], tmp_path
     ).strip() == str(next((tmp_path / "venv").rglob("site-packages")) / "cdc" / "sql")
     assert (tmp_path / "venv" / "bin" / "cdc").is_file()
+
+
+def test_without_a_c_compiler_it_is_built_and_works_uncompiled(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    run(["cp", "-R", *(ROOT / name for name in ("pyproject.toml", "setup.py", "README.md", "cdc", "sql")), tree], ROOT)
+    for built in tree.rglob("*.so"):
+        built.unlink()
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, tree]
+    run(["env", "CC=false", *build], tmp_path)
+    with zipfile.ZipFile(next(tmp_path.glob("cdc-*.whl"))) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so")]
+        archive.extractall(tmp_path / "installed")
+    program = (
+        "from cdc.pgoutput.compiled import is_compiled; from cdc.changes.packed_accumulator import accumulator_for; "
+        "print(is_compiled(), type(accumulator_for(part_bytes=1)).__name__)"
+    )
+    said = run(["env", f"PYTHONPATH={tmp_path / 'installed'}", sys.executable, "-c", program], tmp_path)
+    assert said.split() == ["False", "Accumulator"]

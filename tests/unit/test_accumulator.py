@@ -44,7 +44,7 @@ def mark(prefix: str, content: bytes = b"") -> bytes:
 
 def fed(*messages: bytes, part_bytes: int = 1 << 20) -> list[Part]:
     accumulator = Accumulator(part_bytes=part_bytes)
-    accumulator.learn(TYPES, frozenset(TYPES))
+    accumulator.descriptions.learn(TYPES, frozenset(TYPES))
     accumulator.feed(messages)
     return accumulator.take()
 
@@ -60,7 +60,7 @@ def test_consecutive_changes_of_one_kind_are_one_run() -> None:
 
 def test_a_transaction_is_handed_out_only_when_it_is_whole() -> None:
     accumulator = Accumulator(part_bytes=1 << 20)
-    accumulator.learn(TYPES, frozenset(TYPES))
+    accumulator.descriptions.learn(TYPES, frozenset(TYPES))
     accumulator.feed([begin(1), relation(7), insert(7)])
     assert accumulator.take() == []
     assert accumulator.in_transaction
@@ -99,7 +99,7 @@ def test_an_unknown_type_stops_the_feeding_exactly_before_its_relation() -> None
         accumulator.feed([begin(1), relation(7), insert(7), commit(1)])
     assert stopped.value.keys == {(20, -1)}
     assert len(stopped.value.remaining) == 3
-    accumulator.learn(TYPES, stopped.value.keys)
+    accumulator.descriptions.learn(TYPES, stopped.value.keys)
     accumulator.feed(stopped.value.remaining)
     assert accumulator.take()[0].row_count == 1
 
@@ -116,7 +116,7 @@ def test_a_type_that_was_dropped_since_keeps_the_name_that_the_stream_gave_it() 
     ]
     with pytest.raises(UnknownTypes) as stopped:
         accumulator.feed(stream)
-    accumulator.learn({}, stopped.value.keys)
+    accumulator.descriptions.learn({}, stopped.value.keys)
     accumulator.feed(stopped.value.remaining)
     (known,) = accumulator.take()[0].relations
     assert (known.columns[0].type.schema, known.columns[0].type.name) == ("public", "mood")

@@ -165,7 +165,7 @@ def test_every_variable_of_ours_that_is_named_exists() -> None:
             elif rest:
                 assert rest[0].lower() in keys(models[first]), f"{relative(path)}: CDC_{variable}"
             else:
-                assert re.fullmatch(r"CONFIG|TEST_(TARGET_)?PG_BIN(_\d\d)?", variable), (
+                assert re.fullmatch(r"CONFIG|UNCOMPILED|TEST_(TARGET_)?PG_BIN(_\d\d)?", variable), (
                     f"{relative(path)}: CDC_{variable}"
                 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,3 +121,24 @@ def test_each_table_gets_each_transaction_exactly_once_whatever_stops_and_restar
         for name in TABLES:
             assert held[name] == list(range(1, len(held[name]) + 1)), name
             assert 10 * len(held[name]) + 5 >= confirmed, "the slot no longer has what this table lacks"
+
+
+def several(first: int, last: int) -> Part:
+    """The transactions ``first`` to ``last`` as one part; divided it comes to their number of parts."""
+    part = transaction(last)
+    part.first_lsn, part.transaction_count = transaction(first).commit_lsn, last - first + 1
+    return part
+
+
+def test_transactions_are_told_apart_only_where_some_may_be_held_and_others_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    apart = [transaction(number) for number in range(2, 10)]
+    monkeypatch.setattr("cdc.service.positions.divided", lambda _: apart)
+    parts = [several(2, 4), several(5, 9)]
+    positions = Positions(Lsn(15), {})
+    assert positions.told_apart(parts, by_tracking=False) is parts
+    assert positions.told_apart(parts, by_tracking=True) is apart
+    assert Positions(Lsn(25), {}).told_apart(parts, by_tracking=False) is apart
+    positions.stop("public.t", transaction(7).commit_lsn)
+    assert positions.told_apart(parts, by_tracking=False) is apart

@@ -84,3 +84,30 @@ def test_the_stream_is_known_to_be_empty_only_when_nothing_waits() -> None:
     assert queue.idle_at == Lsn(7)
     queue.put(part(8))
     assert queue.idle_at is None
+
+
+async def test_a_target_with_nothing_to_do_asks_for_what_the_lane_keeps_together() -> None:
+    queue = PartQueue(100)
+    kept = [part(1)]
+
+    def pull() -> None:
+        while kept:
+            queue.put(kept.pop())
+
+    queue.pull = pull
+    await queue.wait_for_news()
+    assert [taken.xid for taken in queue.take(100)] == [1]
+    waiting = asyncio.ensure_future(queue.wait_for_news())
+    await asyncio.sleep(0)
+    assert queue.is_hungry
+    queue.put(part(2))
+    await waiting
+    assert not queue.is_hungry
+
+
+async def test_what_a_pull_only_notes_is_news_all_the_same() -> None:
+    queue = PartQueue(100)
+    queue.pull = lambda: queue.note(Lsn(7))
+    async with asyncio.timeout(5):
+        await queue.wait_for_news()
+    assert queue.idle_at == Lsn(7)

@@ -1,0 +1,27 @@
+# cython: language_level=3
+from libc.stdint cimport uint32_t, uint64_t
+
+
+cdef inline uint32_t be16(const unsigned char *p) noexcept nogil:
+    return (<uint32_t>p[0] << 8) | p[1]
+
+
+cdef inline uint32_t be32(const unsigned char *p) noexcept nogil:
+    return (<uint32_t>p[0] << 24) | (<uint32_t>p[1] << 16) | (<uint32_t>p[2] << 8) | p[3]
+
+
+cdef inline uint64_t be64(const unsigned char *p) noexcept nogil:
+    return (<uint64_t>be32(p) << 32) | be32(p + 4)
+
+
+cdef class Messages:
+    cdef unsigned char *data
+    cdef uint32_t *starts
+    cdef Py_ssize_t count
+    cdef size_t used
+    cdef size_t room
+    cdef Py_ssize_t starts_room
+    cdef Messages owner
+
+    cdef int append(self, const unsigned char *message, size_t size) except -1
+    cdef int take_frame(self, list keepalives, const unsigned char *frame, size_t size) except -1
