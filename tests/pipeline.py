@@ -333,13 +333,13 @@ class Pipeline:
     async def caught_up(self, lsn: Lsn | None = None, *targets: str, deadline_s: float = DEADLINE_S) -> None:
         """Wait until these targets (all, unless named) hold everything up to ``lsn`` (what is committed by now).
 
-        Tables that have stopped alone are not waited for.
+        Tables that have stopped alone are not waited for, those that stand behind their target are.
         """
         goal = lsn or self.source.current_lsn()
         names = targets or tuple(self.targets)
 
         def is_there() -> bool:
-            return all((self.position(name) or Lsn(0)) >= goal for name in names)
+            return all((self.position(name) or Lsn(0)) >= goal and not self.behind(name, goal) for name in names)
 
         await self.until(is_there, f"{', '.join(names)} hold everything up to {goal}", deadline_s=deadline_s)
 
@@ -363,6 +363,14 @@ class Pipeline:
         return asked.events(event)[-1]
 
     # --- what is
+
+    def behind(self, target: str, goal: Lsn) -> list[tuple[Any, ...]]:
+        """The tables of a target that stream from a position of their own, and have not come to ``goal``."""
+        return self.targets[target].fetch(
+            "SELECT source_schema, source_table FROM cdc.target_table"
+            " WHERE pipeline = 'cdc' AND state = 'streaming' AND position < %s::pg_lsn",
+            str(goal),
+        )
 
     def position(self, target: str) -> Lsn | None:
         """The position that a target's database holds; `None` while it cannot be asked."""

@@ -50,7 +50,7 @@ class TableCopy:
     leaf_marks: Sequence[str] | None = None
     row_filter: str | None = None
     suspects: Suspects = NOBODY
-    numbers: Mapping[str, int] = field(default_factory=dict)
+    numbers: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def statement(self, part: Part) -> str:
         """The COPY that reads one range at the source. Children by inheritance are tables of their own."""

@@ -148,17 +148,12 @@ def names_objects(data_type: DataType) -> bool:
 def text_translation(source: DataType, objects: ObjectOids) -> Translate | None:
     """The function that looks up the objects that the text of a value names by their numbers; `None`: it names none.
 
-    Raises `Unlike` where they cannot be told from other numbers.
+    Inside of other values than arrays they cannot be told from other numbers, and pass as they are.
     """
     source = source.plain
     element = source.element.plain if source.kind == "a" and source.element is not None else source
-    if not names_objects(source):
-        return None
     if not element.is_builtin or element.name not in OBJECT_NAMES:
-        raise Unlike(
-            f"the type {source.sql} holds values that name objects by their numbers, and it travels as text, where "
-            "these cannot be told from others"
-        )
+        return None
     return partial(objects.translate_text if element is source else objects.translate_texts, element.name)
 
 

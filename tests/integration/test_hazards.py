@@ -282,7 +282,7 @@ async def test_hazard_15_a_change_means_what_it_meant_when_it_was_made(
         source.execute("INSERT INTO items VALUES (3, 13, 23, 'c'); UPDATE items SET b = 24 WHERE id = 2")
         source.execute("ALTER TABLE items DROP COLUMN a; INSERT INTO items VALUES (4, 25, 'c')")
         source.execute("ALTER TABLE items ADD COLUMN a int; INSERT INTO items VALUES (5, 26, 'c', 15)")
-        await pipeline.start()
+        worker = await pipeline.start()
         await pipeline.caught_up()
 
         assert target.fetch("SELECT id, a, mood::text, b, c FROM items ORDER BY id") == [
@@ -290,8 +290,9 @@ async def test_hazard_15_a_change_means_what_it_meant_when_it_was_made(
             (2, 11, "glad", 24, "c"),
             (3, 13, None, 23, "c"),
             (4, None, None, 25, "c"),
-            (5, 15, None, 26, "c"),
-        ]
+        ], "until a name means another column, whose values the first rows do not have"
+        (stopped,) = worker.events("table stopped")
+        assert "under a there are the values of one that is gone, whose name another one has" in stopped["reason"]
 
 
 async def test_hazard_16_a_truncate_that_waits_for_a_report_holds_up_nobody(

@@ -14,6 +14,7 @@ import psycopg
 
 from tests.conftest import MakeDatabase
 from tests.database import Database
+from tests.fences import fence_held
 from tests.pipeline import Pipeline, Worker, follow, listed, owned
 
 SLOT_FREE_WITHIN_S = 20.0
@@ -75,15 +76,6 @@ async def load_on(source: Database, *, writers: int = 3) -> AsyncIterator[None]:
 
 
 ITEMS = "CREATE TABLE items (id bigserial PRIMARY KEY, name text); CREATE TABLE log (line text)"
-
-
-@contextmanager
-def fence_held(target: Database) -> Iterator[None]:
-    """Nothing can be committed at the target."""
-    with psycopg.connect(target.dsn) as holder:
-        holder.execute("SELECT FROM cdc.target FOR UPDATE")
-        yield
-        holder.rollback()
 
 
 async def slot_free_after_sigterm(pipeline: Pipeline, worker: Worker) -> float:

@@ -125,6 +125,7 @@ async def test_vectors_arrive(
     source: Database, make_target: MakeDatabase, postgres_binaries: Path, tmp_path: Path
 ) -> None:
     needs_extension(source, "vector")
+    needs_extension(make_target("asked"), "vector")
     extension = "CREATE SCHEMA ext; CREATE EXTENSION vector SCHEMA ext;"
     async with arrivals(source, make_target, postgres_binaries, tmp_path, target_ddl=OTHER_OIDS + extension) as ways:
         source.execute(

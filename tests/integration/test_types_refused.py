@@ -59,6 +59,17 @@ KINDS = (
 DIGITS = 'CREATE TABLE "4000000000" (); CREATE SCHEMA "12"; CREATE TEXT SEARCH CONFIGURATION "13" (COPY = simple);'
 
 
+def number_of_theirs(target: Database, source: Database, kind: str) -> int:
+    """The number of an object that the target has, and the source does not: of a table and of its row type."""
+    catalog = {"regclass": "pg_class", "regtype": "pg_type"}[kind]
+    for place in itertools.count():
+        target.execute(f"CREATE TABLE of_theirs_{place} ()")
+        number = int(target.fetchval(f"SELECT 'of_theirs_{place}'::{kind}::oid::int8"))
+        if not source.fetchval(f"SELECT EXISTS (SELECT FROM {catalog} WHERE oid = {number})"):
+            return number
+    raise AssertionError
+
+
 async def test_an_object_that_is_gone_becomes_its_number_where_that_is_nothing_else_at_the_target(
     make_replica: MakeReplica, source: Database
 ) -> None:
@@ -70,12 +81,7 @@ async def test_an_object_that_is_gone_becomes_its_number_where_that_is_nothing_e
         """INSERT INTO t (id, v_regclass, v_regnamespace, v_regconfig) VALUES (2, '"4000000000"', '"12"', '"13"')"""
     )
     await replica.deliver()
-    # The number of a table of the target, which the source does not have.
-    for place in itertools.count():
-        replica.target.execute(f"CREATE TABLE of_theirs_{place} ()")
-        number = replica.target.fetchval(f"SELECT 'of_theirs_{place}'::regclass::oid::int8")
-        if not source.fetchval(f"SELECT EXISTS (SELECT FROM pg_class WHERE oid = {number})"):
-            break
+    number = number_of_theirs(replica.target, source, "regclass")
     source.execute(f"INSERT INTO u VALUES (1, {number})")
     parts = await replica.record()
     with pytest.raises(TableStopped, match="its number is that of another object there") as stopped:
@@ -105,11 +111,7 @@ async def test_an_object_that_is_gone_becomes_its_number_also_as_text(
         """VALUES (2, '"12"', '"13"', '{"\\"4000000000\\""}')"""
     )
     await replica.deliver()
-    for place in itertools.count():
-        replica.target.execute(f"CREATE TYPE of_theirs_{place} AS (a int)")
-        number = replica.target.fetchval(f"SELECT 'of_theirs_{place}'::regtype::oid::int8")
-        if not source.fetchval(f"SELECT EXISTS (SELECT FROM pg_type WHERE oid = {number})"):
-            break
+    number = number_of_theirs(replica.target, source, "regtype")
     for value in (f"{number}, NULL", f"NULL, '{{text,{number}}}'"):
         source.execute(f"INSERT INTO u VALUES (1, {value}); DELETE FROM u")
         with pytest.raises(TableStopped, match="its number is that of another object there") as stopped:

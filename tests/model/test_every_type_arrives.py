@@ -58,6 +58,13 @@ class Kind:
     values: tuple[str, ...] = ()
     parts: tuple[Kind, ...] = ()
 
+    @property
+    def delimiter(self) -> str:
+        """What stands between the elements of an array of it (``pg_type.typdelim``)."""
+        if self.form in ("array", "domain"):
+            return self.parts[0].delimiter
+        return ";" if self.sql == "box" else ","
+
 
 @dataclass
 class Drawn:
@@ -103,7 +110,7 @@ class Drawn:
         match kind.form:
             case "array":
                 count = self.random.choice((0, 1, 3))
-                items = ",".join(_quoted(self.value(kind.parts[0]), "NULL") for _ in range(count))
+                items = kind.delimiter.join(_quoted(self.value(kind.parts[0]), "NULL") for _ in range(count))
                 lower = self.random.choice(("", "", f"[-2:{count - 3}]=")) if count else ""
                 return f"{lower}{{{items}}}"
             case "composite":
