@@ -25,7 +25,7 @@ async def look(
 
     ``leaves`` are not asked for: a partition's columns are called as those of its root.
     """
-    tables = {oid for delivery in deliveries for oid in delivery.table_oids or ()}.difference(leaves)
+    tables = {oid for delivery in deliveries for oid in delivery.interest.table_oids or ()}.difference(leaves)
     seen = await read_column_numbers(catalog, tables)
     if seen.tables == before.tables:
         # As it was then: who holds everything from before that need not wait for anything later.

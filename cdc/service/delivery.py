@@ -26,7 +26,6 @@ from typing import TypeVar
 
 import structlog
 
-from cdc.changes.relation import Relation
 from cdc.changes.transaction import Part, divided
 from cdc.config import Config
 from cdc.errors import (
@@ -46,6 +45,7 @@ from cdc.routing.target_routes import TargetRoutes
 from cdc.service import access
 from cdc.service.health import Health
 from cdc.service.heartbeats import Heartbeats
+from cdc.service.interest import Interest
 from cdc.service.owned_target import OwnedTarget
 from cdc.service.positions import TransactionsNeeded
 from cdc.service.queue import PartQueue
@@ -107,9 +107,7 @@ class Delivery:
         self._has_lost_parts = False
         self._position: Lsn | None = None
         self._acknowledgeable: Lsn | None = None
-        self._wanted: dict[Relation, bool] = {}
-        # The source's oids of the tables that are loaded; not known before the target was taken.
-        self.table_oids: frozenset[int] | None = None
+        self.interest = Interest(self._generation)
         self._restart_pause_s: Callable[[], float] = lambda: 0.0
         self._on_durable: Callable[[], None] = lambda: None
         self._requests = Requests()
@@ -152,7 +150,7 @@ class Delivery:
     def begin(self) -> None:
         """Another stream of the lane starts: nothing is waiting yet, and nothing about the target is known."""
         self._new_queue()
-        self._wanted = {}
+        self.interest.forget()
         self.health.begin()
         self._closing.clear()
         self._batch = []
@@ -163,7 +161,7 @@ class Delivery:
         """Queue a part if this target wants anything of it; otherwise only note that it went by."""
         if self.is_aside or self.health.state == "needs resync":
             return
-        if part.is_first and part.is_last and not self._wants(part):
+        if part.is_first and part.is_last and not self.interest.concerns(part):
             assert part.end_lsn is not None
             self.queue.note(part.end_lsn)
         else:
@@ -183,21 +181,6 @@ class Delivery:
 
     def _new_queue(self) -> None:
         self.queue = PartQueue(self._config.worker.max_queue_bytes)
-
-    def _wants(self, part: Part) -> bool:
-        return bool(part.marks) or any(self._routes(relation) for relation in part.relations)
-
-    def _routes(self, relation: Relation) -> bool:
-        """Whether the relation goes to this target; asked for every transaction, so remembered."""
-        wanted = self._wanted.get(relation)
-        if wanted is None:
-            wanted = self._generation.wants(relation)
-            # A table that was loaded and has another name now is of interest; before the target is taken, any may be.
-            wanted |= self.table_oids is None or not self.table_oids.isdisjoint(
-                (relation.oid, relation.by_itself().oid)
-            )
-            self._wanted[relation] = wanted
-        return wanted
 
     # --- the side of whoever owns the delivery
 
@@ -310,8 +293,7 @@ class Delivery:
             )
             await self.resyncing.attach(owned)
             owned.planning.ask_source(access.SourceCatalog(self._config.source))
-            self.table_oids = owned.planning.oids
-            self._wanted.clear()
+            self.interest.loaded(owned.planning.oids)
             self._batch = self.queue.without(owned.told_apart(self._batch), owned.positions.skips_all)
             self._moved(owned)
             lacking = owned.positions.lacking(self.queue.gone)

@@ -18,7 +18,7 @@ import structlog
 
 from cdc.changes.relation import Relation
 from cdc.changes.transaction import Part
-from cdc.errors import CdcError, ReadAgain, TableStopped
+from cdc.errors import CdcError, TableStopped
 from cdc.lsn import Lsn
 from cdc.observe.metrics import TargetMetrics
 from cdc.routing.patterns import split
@@ -29,12 +29,12 @@ from cdc.service.held_partitions import HeldPartitions
 from cdc.service.known_columns import KnownColumns
 from cdc.service.planning import Planning
 from cdc.service.positions import Positions, TransactionsNeeded
-from cdc.service.stops import Stop, Stops, record
+from cdc.service.stopping import Stopping
+from cdc.service.stops import Stops
 from cdc.service.tracking import Tracking
 from cdc.source.heartbeat import Heartbeat
 from cdc.target import position, table_state
 from cdc.target.applier import Applied, Applier, Plans
-from cdc.target.column_record import ColumnsMoved
 from cdc.target.generation import pipeline_of
 from cdc.target.partition_record import HeldLeaves
 from cdc.target.session import Session, target_errors
@@ -89,9 +89,15 @@ class OwnedTarget:
         self.positions = Positions(
             owned.position, {state.source_name: state.position for state in states if state.position is not None}
         )
-        for name, stop in stops.current.items():
-            held = self.positions.tables.get(name)
-            self.positions.stop(name, stop.commit_lsn if held is None else held.held)
+        self._stopping = Stopping(
+            session,
+            owned.key,
+            routes,
+            planning=self.planning,
+            positions=self.positions,
+            stops=stops,
+            metrics=metrics,
+        )
 
     @property
     def session(self) -> Session:
@@ -225,7 +231,7 @@ class OwnedTarget:
 
     async def save(self) -> None:
         """Write what waits for the next batch to travel with: counters, and tables that have stopped."""
-        if self._counters.waiting or any(not stop.is_recorded for stop in self._stops.current.values()):
+        if self._counters.waiting or self._stops.unrecorded():
             self._counters.hurry()
             with target_errors("storing what waits", self._session.where):
                 await self._session.connection.execute("BEGIN")
@@ -288,13 +294,12 @@ class OwnedTarget:
                 heartbeat_at=newest.at if newest else None,
             )
         )
-        unrecorded = [stop for stop in self._stops.current.values() if not stop.is_recorded]
-        return Ending(tuple(statements), after, changed, counts, unrecorded, newest, cut_over_at)
+        return Ending(tuple(statements), after, changed, counts, self._stops.unrecorded(), newest, cut_over_at)
 
     async def _commit(self, ending: Ending) -> None:
         """Advance and COMMIT in one round trip, with whatever else has to be stored."""
         for stop in ending.unrecorded:
-            await self._record(stop, ending.changed)
+            await self._stopping.record(stop, ending.changed)
         await self.planning.columns.record()
         with target_errors("committing", self._session.where):
             await self._session.connection.execute("; ".join([*ending.statements, "COMMIT"]))
@@ -398,20 +403,11 @@ class OwnedTarget:
 
     def stop(self, table: str, commit_lsn: Lsn, error: CdcError, relation: Relation | None) -> None:
         """``table`` takes nothing from that transaction on; stored with the next commit."""
-        self.positions.stop(table, commit_lsn)
-        self._stops.add(table, commit_lsn, error, relation)
-        self._metrics.error(error)
-        is_shape = relation is not None or isinstance(error, ColumnsMoved)
-        is_read = isinstance(error, ReadAgain)
-        self._metrics.table_stopped(table, "resync" if is_read else "shape" if is_shape else "rejected")
-        _log.error("table stopped", table=table, reason=str(error), sql=error.sql, lsn=str(commit_lsn))
+        self._stopping.stop(table, commit_lsn, error, relation)
 
     async def stop_for(self, table: str, commit_lsn: Lsn, error: CdcError) -> None:
         """Stop ``table`` for what applying met: a shape that does not fit any more, or a row that is refused."""
-        relation = error.relation if isinstance(error, TableStopped) else None
-        if isinstance(error, TableStopped) and isinstance(relation, Relation):
-            error = await self.planning.explain(error, relation)
-        self.stop(table, commit_lsn, error, relation if isinstance(relation, Relation) else None)
+        await self._stopping.stop_for(table, commit_lsn, error)
 
     async def look_at_stops(self, pause_s: float) -> list[str]:
         """Look at the stopped tables whose time has come; return those that shall be tried again.
@@ -419,36 +415,11 @@ class OwnedTarget:
         They are recorded as streaming, behind their target; the stream has to be started anew for them. ``pause_s`` is
         how long that has to wait, because others need the stream as it is.
         """
-        due = self._stops.due()
-        if pause_s > 0:
-            for stop in due:
-                self._stops.look_later(stop, pause_s)
-            return []
-        resumed = [stop.table for stop in due if await self._fits_now(stop)]
-        if resumed:
+        resumed = await self._stopping.that_fit_now(pause_s)
+        if resumed or self._stops.unrecorded():
             await self.save()  # what waits here, such as counters, would be lost with this session
+        if resumed:
             async with self.fenced():
-                for table in resumed:
-                    await table_state.resume(self._session, self._key, split(table))
-        for table in resumed:
-            self._stops.remove(table)
-            self._metrics.table_resumed(table)
+                await self._stopping.resume(resumed)
+            self._stopping.resumed(resumed)
         return resumed
-
-    async def _fits_now(self, stop: Stop) -> bool:
-        try:
-            if stop.relation is not None:
-                await self.planning.plan_again(stop.relation)
-            elif isinstance(stop.error, ColumnsMoved):
-                await self.planning.look_again(stop.table)
-        except TableStopped as error:
-            self._stops.look_later(stop)
-            if str(error) != str(stop.error):
-                stop.error, stop.is_recorded = error, False
-                await self.save()
-            return False
-        return True
-
-    async def _record(self, stop: Stop, changed: Mapping[str, Lsn | None]) -> None:
-        held = changed.get(stop.table) or self.positions.tables[stop.table].held
-        await record(self._session, self._key, self._routes.route_of(*split(stop.table)), stop, held)

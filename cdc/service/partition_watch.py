@@ -50,7 +50,7 @@ class PartitionWatch:
 
     async def look(self, catalog: Connection, deliveries: Sequence[Delivery]) -> None:
         """Ask the source once, and tell the deliveries."""
-        tables = {oid for delivery in deliveries for oid in delivery.table_oids or ()}
+        tables = {oid for delivery in deliveries for oid in delivery.interest.table_oids or ()}
         marks = await read_marks(catalog, tables)
         if marks != self._marks:
             self._leaves = await read_leaves(catalog, marks, is_measured=False) if marks else {}

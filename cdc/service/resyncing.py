@@ -362,7 +362,7 @@ class Resyncing:
             assert found is not None
             if layout.source.relkind == "p":
                 owned.planning.know(request.table, layout.source.relation.oid)
-                self._delivery.table_oids = owned.planning.oids
+                self._delivery.interest.loaded(owned.planning.oids)
                 owned.planning.partitions.follow(request.table, leaves)
                 owned.planning.replan([request.table])
             if catches_up:

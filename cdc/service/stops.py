@@ -15,12 +15,8 @@ from dataclasses import dataclass, field
 from cdc.changes.relation import Relation
 from cdc.errors import CdcError, ReadAgain
 from cdc.lsn import Lsn
-from cdc.routing.patterns import split
-from cdc.routing.route import Route
 from cdc.service.retry import Backoff
-from cdc.target import resync_request, table_state
 from cdc.target.column_record import ColumnsMoved
-from cdc.target.session import Session
 
 LOOK_AGAIN_S = 2.0
 """How often the catalog of a target is asked whether a stopped table fits now: one query for each stopped table."""
@@ -69,13 +65,17 @@ class Stops:
         """Those of which the target says that they are stopped: unless somebody has had them loaded again meanwhile."""
         return {stop.table for stop in self.current.values() if stop.is_recorded}
 
+    def unrecorded(self) -> list[Stop]:
+        """Those that the target has not been told of, or not in the words of today."""
+        return [stop for stop in self.current.values() if not stop.is_recorded]
+
     def held(self) -> set[str]:
         """Those that wait for whoever reads them again."""
         return {stop.table for stop in self.current.values() if stop.is_held}
 
     def forget_unrecorded(self) -> list[str]:
         """Forget those that the target does not know of, and say which: what refused them is not ours any more."""
-        forgotten = [table for table, stop in self.current.items() if not stop.is_recorded]
+        forgotten = [stop.table for stop in self.unrecorded()]
         for table in forgotten:
             self.remove(table)
         return forgotten
@@ -112,23 +112,3 @@ class Stops:
         """These tables have caught up with their target: their waits begin anew."""
         for table in tables:
             self._backoffs.pop(table, None)
-
-
-async def record(session: Session, key: str, route: Route | None, stop: Stop, held: Lsn) -> None:
-    """Say in the target that the table, which holds everything up to ``held``, has stopped: in the open transaction.
-
-    What goes on when its rows have been read again is asked for in the same.
-    """
-    if route is None:
-        return
-    await table_state.stop(
-        session,
-        key,
-        route,
-        position=held,
-        reason=str(stop.error),
-        mend=stop.error.sql,
-        sqlstate=stop.error.server.sqlstate if stop.error.server else None,
-    )
-    if isinstance(stop.error, ReadAgain):
-        await resync_request.ask(session, key, split(stop.table), None, by_itself=True)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from cdc.service import owned_target
+from cdc.service import ending
 from tests.conftest import MakeDatabase
 from tests.database import Database
 from tests.pipeline import Pipeline, follow
@@ -84,7 +84,7 @@ async def test_a_table_that_takes_the_name_of_another_stops_and_says_so(
 async def test_counters_outlive_a_stream_that_starts_anew_for_a_stopped_table(
     source: Database, make_target: MakeDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owned_target, "COUNTERS_EVERY_S", 3600)
+    monkeypatch.setattr(ending, "COUNTERS_EVERY_S", 3600)
     source.execute("CREATE TABLE stops (id int PRIMARY KEY); CREATE TABLE others (id int PRIMARY KEY, v int)")
     pipeline = Replicated(source, make_target())
     await pipeline.load()
