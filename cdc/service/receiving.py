@@ -96,7 +96,7 @@ async def receive(
                 answer()
             if is_idle:
                 _note(keepalives, deliveries, acknowledgement)
-            if size < GATHER_BYTES and not any(delivery.queue.is_hungry for delivery in deliveries):
+            if size < GATHER_BYTES and deliveries and not any(delivery.queue.is_hungry for delivery in deliveries):
                 await gather(asked)
 
 

@@ -5,6 +5,7 @@ def take(
     connection: int,
     get_copy_data: int,
     free_memory: int,
+    consume_input: int,
     messages: Messages,
     keepalives: list[Keepalive],
     budget_bytes: int,

@@ -38,6 +38,7 @@ class _Functions:
 
     get_copy_data: int
     free_memory: int
+    consume_input: int
     library: ctypes.CDLL
 
 
@@ -49,7 +50,7 @@ class FrameReader:
     _functions: _Functions
 
     def take(self, budget_bytes: int, budget_frames: int) -> tuple[Messages, list[Keepalive], int]:
-        """Move the frames that are there out of the buffer, as many as the budget allows.
+        """Move the frames that are there out of the buffer and the socket, as many as the budget allows.
 
         Returns messages, keepalives, and what comes next: 1 perhaps more at once, 0 nothing now, -1 the stream has
         ended, -2 libpq reports an error. Raises `ProtocolError` for a damaged frame.
@@ -64,6 +65,7 @@ class FrameReader:
             address,
             functions.get_copy_data,
             functions.free_memory,
+            functions.consume_input,
             messages,
             keepalives,
             budget_bytes,
@@ -99,11 +101,13 @@ def _functions() -> _Functions | None:
         addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in _NAMES]
     except AttributeError:
         return None
-    get_copy_data, free_memory = addresses
-    return None if not get_copy_data or not free_memory else _Functions(get_copy_data, free_memory, library)
+    get_copy_data, free_memory, consume_input = addresses
+    if not get_copy_data or not free_memory or not consume_input:
+        return None
+    return _Functions(get_copy_data, free_memory, consume_input, library)
 
 
-_NAMES = ("PQgetCopyData", "PQfreemem")
+_NAMES = ("PQgetCopyData", "PQfreemem", "PQconsumeInput")
 
 
 def _library() -> ctypes.CDLL | None:

@@ -273,10 +273,8 @@ class ReplicationConnection:
         try:
             messages, keepalives = self._take()
             while not (messages or keepalives or self._has_more or self._has_ended):
-                self._pgconn.consume_input()
+                await waiting.readable(self._pgconn)
                 messages, keepalives = self._take()
-                if not (messages or keepalives or self._has_ended):
-                    await waiting.readable(self._pgconn)
         except psycopg.Error:
             # What came before the connection broke was handed over before; the next call meets the error again.
             raise explain(None, f"stream from the slot {self._slot}") from None
@@ -296,7 +294,7 @@ class ReplicationConnection:
             self._warning = ServerError(notice.sqlstate)
 
     def _take(self) -> tuple[Sequence[bytes], list[Keepalive]]:
-        """Move frames out of libpq's buffer, as many as one `receive` hands over."""
+        """Move frames out of libpq's buffer and the socket, as many as one `receive` hands over."""
         if self._has_ended:
             return (), []
         if self._reader is None:
@@ -309,25 +307,29 @@ class ReplicationConnection:
 
     def _take_each(self) -> tuple[Sequence[bytes], list[Keepalive]]:
         """The same frame by frame, by way of psycopg."""
-        self._has_more = False
         frames: list[bytes] = []
         get, append = self._pgconn.get_copy_data, frames.append
         budget = MAX_RECEIVE_BYTES
+        is_read = self._has_more = False
         try:
-            for _ in range(MAX_RECEIVE_FRAMES):
+            while budget > 0 and len(frames) < MAX_RECEIVE_FRAMES:
                 size, data = get(1)
-                if size <= 0:
+                if size > 0:
+                    append(bytes(data))
+                    budget -= size
+                    is_read = False
+                elif size < 0 or is_read:
                     self._has_ended = size < 0
-                    return split_frames(frames)
-                append(bytes(data))
-                budget -= size
-                if budget <= 0:
                     break
+                else:
+                    # One call takes about as much as libpq's buffer is large, of all that the kernel may hold.
+                    self._pgconn.consume_input()
+                    is_read = True
+            else:
+                self._has_more = True
         except psycopg.Error:
             if not frames:
                 raise
-            return split_frames(frames)
-        self._has_more = True
         return split_frames(frames)
 
     async def _explain_end(self) -> CdcError:
