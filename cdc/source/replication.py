@@ -113,6 +113,11 @@ class ReplicationConnection:
         """For example 150004."""
         return self._pgconn.server_version
 
+    @property
+    def has_more(self) -> bool:
+        """Whether the last `receive` has left something that the next one finds at once."""
+        return self._has_more
+
     async def close(self) -> None:
         """End the connection: what was sent is still read by the server, which then releases the slot."""
         await self._connection.close()
