@@ -6,7 +6,7 @@ that two streams are equal when they tell the same, wherever their descriptions 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -28,14 +28,18 @@ class Told:
 
 
 def protocol_1(
-    messages: Sequence[bytes], into: SpoolSpace | StreamedTransactions, *, at_once: int = 100
+    messages: Sequence[bytes],
+    into: SpoolSpace | StreamedTransactions,
+    *,
+    at_once: int = 100,
+    pack: Callable[[Sequence[bytes]], Sequence[bytes]] = list,
 ) -> list[bytes]:
-    """What comes out; ``messages`` go in as they are received, ``at_once`` in one go."""
+    """What comes out; ``messages`` go in as they are received, ``at_once`` in one go, as ``pack`` makes it of a list."""
     streamed = into if isinstance(into, StreamedTransactions) else StreamedTransactions(into)
     rest = iter(messages)
     found: list[bytes] = []
     while some := list(islice(rest, at_once)):
-        steps = streamed.feed(some)
+        steps = streamed.feed(pack(some))
         answer: bytes | None = None
         while (step := _next(steps, answer)) is not None:
             answer = None

@@ -46,6 +46,7 @@ from operator import gt
 from struct import Struct
 from typing import Final
 
+from cdc.changes import stream_records
 from cdc.changes.spool import SpoolFile, SpoolSpace, SpoolUnusable
 from cdc.errors import ProtocolError
 from cdc.pgoutput.decoder import decode
@@ -66,12 +67,9 @@ Work = Callable[[], bytes | None]
 Steps = Generator[Sequence[bytes] | Work, bytes | None, None]
 """Either messages, or work that is to be done before the next step and whose result is to be sent in."""
 
-_INSIDE: Final = frozenset(b"RYIUDTM")
-_DESCRIPTIONS: Final = frozenset(b"RY")
-_STREAMED: Final = frozenset(b"SEcA")
-_NOTED: Final = bytes(_DESCRIPTIONS | _STREAMED)
+_NOTED: Final = stream_records.DESCRIPTIONS + b"SEcA"
+"""What is looked at outside of blocks: descriptions, and what belongs to the streamed transactions."""
 
-_SIZE: Final = Struct(">I")
 _BEGIN: Final = Struct(">cQqI")
 _COMMIT: Final = Struct(">cBQQq")
 _KEY = slice(5)
@@ -169,39 +167,48 @@ class StreamedTransactions:
             yield from self._sort(messages)
 
     def _sort(self, messages: Sequence[bytes]) -> Steps:
-        passed: list[bytes] = []
-        block = self._block
-        for message in messages:
-            kind = message[0]
-            if block is not None:
-                if kind in _INSIDE and len(message) > _INSIDE_KEY.stop:
-                    if kind in _DESCRIPTIONS:
-                        self._arrivals += 1
-                        block.described[message[:1] + message[_INSIDE_KEY]] = self._arrivals
-                    unwritten = block.unwritten
-                    unwritten += _SIZE.pack(len(message))
-                    unwritten += message
-                    if len(unwritten) >= BLOCK_BYTES:
-                        yield self._write(block)
-                elif isinstance(decode(message, protocol=2, in_stream=True), StreamStop):  # or an Origin, or damaged
-                    block = self._block = None
-                    yield from self._bound()
-            elif kind in _STREAMED:
-                match decode(message, protocol=2):
-                    case StreamStart(xid, is_first):
-                        block = self._block = self._start(xid, is_first=is_first)
-                    case StreamAbort(xid, subxid):
-                        self._abort(xid, subxid)
-                    case StreamCommit() as commit:
-                        yield from self._commit(commit, passed)
-                        passed = []
-            else:
-                if kind in _DESCRIPTIONS:
-                    self._arrivals += 1
-                    self._outside[message[_KEY]] = (self._arrivals, message)
-                passed.append(message)
-        if passed:
-            yield passed
+        index, count = 0, len(messages)
+        while index < count:
+            block = self._block
+            if block is None:
+                found = find_kind(messages, _NOTED, index)
+                found = count if found < 0 else found
+                if found > index:
+                    yield messages[index:found]
+                if found < count:
+                    yield from self._outside_of_blocks(messages[found])
+                index = found + 1
+                continue
+            index = stream_records.keep(messages, index, block.unwritten, BLOCK_BYTES)
+            if len(block.unwritten) >= BLOCK_BYTES:
+                yield self._write(block)
+            elif index < count:
+                yield from self._inside_of_block(block, messages[index])
+                index += 1
+
+    def _outside_of_blocks(self, message: bytes) -> Steps:
+        if message[0] in stream_records.DESCRIPTIONS:
+            self._arrivals += 1
+            self._outside[message[_KEY]] = (self._arrivals, message)
+            yield [message]
+            return
+        match decode(message, protocol=2):
+            case StreamStart(xid, is_first):
+                self._block = self._start(xid, is_first=is_first)
+            case StreamAbort(xid, subxid):
+                self._abort(xid, subxid)
+            case StreamCommit() as commit:
+                yield from self._commit(commit)
+
+    def _inside_of_block(self, block: _Transaction, message: bytes) -> Steps:
+        """Take in what is no plain change: a description, the end of the block, an Origin, or damage."""
+        if message[0] in stream_records.DESCRIPTIONS and len(message) > stream_records.HEADER:
+            self._arrivals += 1
+            block.described[message[:1] + message[_INSIDE_KEY]] = self._arrivals
+            stream_records.append(message, block.unwritten)
+        elif isinstance(decode(message, protocol=2, in_stream=True), StreamStop):
+            self._block = None
+            yield from self._bound()
 
     def _start(self, xid: int, *, is_first: bool) -> _Transaction:
         if is_first == (xid in self._open):
@@ -253,17 +260,22 @@ class StreamedTransactions:
 
         return named
 
-    def _commit(self, commit: StreamCommit, passed: list[bytes]) -> Steps:
+    def _commit(self, commit: StreamCommit) -> Steps:
         transaction = self._open.get(commit.xid)
         if transaction is None:
             raise ProtocolError(f"the stream is damaged: transaction {commit.xid} commits and was never streamed")
-        yield [*passed, _BEGIN.pack(b"B", commit.commit_lsn, commit.commit_time_us, commit.xid)]
+        yield [_BEGIN.pack(b"B", commit.commit_lsn, commit.commit_time_us, commit.xid)]
         transaction.aborted.seal()
+        has_aborted = transaction.aborted.__contains__
         given: dict[bytes, bytes] = {}
+
+        def described(message: bytes) -> None:
+            given[message[_KEY]] = message
+
         if transaction.file is not None:
-            while (block := (yield self._on_disk(transaction.file.read))) is not None:
-                yield _messages(block, transaction.aborted, given)
-        yield _messages(bytes(transaction.unwritten), transaction.aborted, given)
+            while (records := (yield self._on_disk(transaction.file.read))) is not None:
+                yield stream_records.given_out(records, has_aborted, described)
+        yield stream_records.given_out(bytes(transaction.unwritten), has_aborted, described)
         end = _COMMIT.pack(b"C", commit.flags, commit.commit_lsn, commit.end_lsn, commit.commit_time_us)
         yield [*self._in_force(transaction, given), end]
         del self._open[commit.xid]
@@ -279,22 +291,3 @@ class StreamedTransactions:
             elif outside[1] != message:
                 again.append(outside[1])
         return again
-
-
-def _messages(block: bytes, aborted: _Aborted, given: dict[bytes, bytes]) -> list[bytes]:
-    """The messages of a block that have not aborted, without their xids. Descriptions are noted in ``given``."""
-    messages: list[bytes] = []
-    at, end = 0, len(block)
-    asked, is_out = b"", False
-    while at < end:
-        start = at + 4
-        at = start + _SIZE.unpack_from(block, at)[0]
-        xid = block[start + 1 : start + 5]
-        if xid != asked:
-            asked, is_out = xid, _SIZE.unpack(xid)[0] in aborted
-        if not is_out:
-            message = block[start : start + 1] + block[start + 5 : at]
-            if message[0] in _DESCRIPTIONS:
-                given[message[_KEY]] = message
-            messages.append(message)
-    return messages

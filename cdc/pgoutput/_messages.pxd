@@ -24,4 +24,7 @@ cdef class Messages:
     cdef Messages owner
 
     cdef int append(self, const unsigned char *message, size_t size) except -1
+    cdef int append_split(
+        self, const unsigned char *head, size_t head_size, const unsigned char *rest, size_t rest_size
+    ) except -1
     cdef int take_frame(self, list keepalives, const unsigned char *frame, size_t size) except -1

@@ -87,6 +87,13 @@ cdef class Messages:
         return -1
 
     cdef int append(self, const unsigned char *message, size_t size) except -1:
+        return self.append_split(message, size, NULL, 0)
+
+    cdef int append_split(
+        self, const unsigned char *head, size_t head_size, const unsigned char *rest, size_t rest_size
+    ) except -1:
+        """Add a message that lies in two places."""
+        cdef size_t size = head_size + rest_size
         cdef size_t wanted
         cdef void *grown
         if self.owner is not None or self.used + size > UINT32_MAX:
@@ -106,7 +113,9 @@ cdef class Messages:
             self.starts = <uint32_t *>grown
             self.starts_room = wanted
             self.starts[self.count] = <uint32_t>self.used
-        memcpy(self.data + self.used, message, size)
+        memcpy(self.data + self.used, head, head_size)
+        if rest_size:
+            memcpy(self.data + self.used + head_size, rest, rest_size)
         self.used += size
         self.count += 1
         self.starts[self.count] = <uint32_t>self.used

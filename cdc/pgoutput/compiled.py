@@ -9,6 +9,7 @@ specification, and take their place without a compiler, or where the environment
     cdc/changes/_blocks.pyx             the runs that cdc.changes.accumulator collects
     cdc/changes/_rows.pyx               cdc.pgoutput.tuples, and cdc.target.copy_encoding
     cdc/changes/_folding.pyx            cdc.changes.compaction
+    cdc/changes/_stream_records.pyx     cdc.changes.stream_records
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ MODULES: Final = (
     "cdc.changes._blocks",
     "cdc.changes._rows",
     "cdc.changes._folding",
+    "cdc.changes._stream_records",
 )
 
 

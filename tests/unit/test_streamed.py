@@ -14,16 +14,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cdc.changes import streamed
+from cdc.changes import stream_records, streamed
 from cdc.changes.spool import SpoolSpace, SpoolUnusable
 from cdc.changes.streamed import StreamedTransactions
 from cdc.errors import ProtocolError
 from cdc.lsn import Lsn
 from cdc.pgoutput import messages as m
+from cdc.pgoutput.compiled import is_compiled
+from cdc.pgoutput.packed import Messages
 from tests.streams import protocol_1, transactions
 from tests.unit.pgoutput_encoder import encode
 from tests.unit.walsender import RELATIONS, Walsender
 
+_WHY = "the compiled core is not built, or CDC_UNCOMPILED is set"
 ROOM = 1 << 30
 SLOTS = 2
 
@@ -47,7 +50,10 @@ def sent(history: Sequence[tuple[object, ...]]) -> Walsender:
     return walsender
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.parametrize(
+    "is_packed", [False, pytest.param(True, marks=pytest.mark.skipif(not is_compiled(), reason=_WHY))]
+)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     history=st.lists(_operations, min_size=30, max_size=90),
     at_once=st.integers(1, 30),
@@ -55,15 +61,18 @@ def sent(history: Sequence[tuple[object, ...]]) -> Walsender:
     unwritten_bytes=st.sampled_from([0, 200, 1 << 23]),
 )
 def test_hazard_12_what_comes_out_tells_what_was_committed(
-    history: list[tuple[object, ...]], at_once: int, block_bytes: int, unwritten_bytes: int
+    history: list[tuple[object, ...]], at_once: int, block_bytes: int, unwritten_bytes: int, is_packed: bool
 ) -> None:
     walsender, space = sent(history), SpoolSpace(ROOM)
+    given_out = stream_records.given_out if is_packed else stream_records.plain_given_out
     with (
+        mock.patch.object(stream_records, "given_out", given_out),
         mock.patch.object(streamed, "BLOCK_BYTES", block_bytes),
         mock.patch.object(streamed, "MAX_UNWRITTEN_BYTES", unwritten_bytes),
         closing(StreamedTransactions(space)) as stream,
     ):
-        assert transactions(protocol_1(walsender.messages, stream, at_once=at_once)) == walsender.told
+        messages = protocol_1(walsender.messages, stream, at_once=at_once, pack=Messages if is_packed else list)
+        assert transactions(messages) == walsender.told
         assert (stream.transactions, stream.spooled_bytes, space.used_bytes) == (0, 0, 0)
 
 
@@ -282,3 +291,44 @@ def test_what_the_disk_has_damaged_is_never_read_as_rows(tmp_path: Path) -> None
             os.pwrite(file._file.fileno(), bytes([byte ^ 0xFF]), place)
             with pytest.raises(SpoolUnusable):
                 file.read()
+
+
+# --- the compiled twin of what records are made of
+
+_kept = st.lists(
+    st.tuples(st.sampled_from(b"IUDTMRYEBC"), st.integers(5, 7), st.binary(min_size=3, max_size=40)), max_size=30
+)
+
+
+@pytest.mark.skipif(not is_compiled(), reason=_WHY)
+@given(kept=_kept, start=st.integers(0, 5), limit=st.integers(0, 900), held=st.binary(max_size=9))
+def test_both_keep_the_same_messages(kept: list[tuple[int, int, bytes]], start: int, limit: int, held: bytes) -> None:
+    messages = [bytes([kind]) + xid.to_bytes(4, "big") + rest for kind, xid, rest in kept]
+    start = min(start, len(messages))
+    plain, packed = bytearray(held), bytearray(held)
+    assert stream_records.keep(Messages(messages), start, packed, limit) == stream_records.plain_keep(
+        messages, start, plain, limit
+    )
+    assert packed == plain
+
+
+@pytest.mark.skipif(not is_compiled(), reason=_WHY)
+@given(kept=_kept, aborted=st.sets(st.integers(5, 7)))
+def test_both_give_out_the_same_messages(kept: list[tuple[int, int, bytes]], aborted: set[int]) -> None:
+    records = bytearray()
+    for kind, xid, rest in kept:
+        stream_records.append(bytes([kind]) + xid.to_bytes(4, "big") + rest.ljust(5), records)
+    told: list[list[bytes]] = [[], []]
+    given_out = [
+        list(of(bytes(records), aborted.__contains__, said.append))
+        for of, said in zip((stream_records.plain_given_out, stream_records.given_out), told, strict=True)
+    ]
+    assert given_out[0] == given_out[1]
+    assert told[0] == told[1]
+
+
+@pytest.mark.skipif(not is_compiled(), reason=_WHY)
+@pytest.mark.parametrize("records", [b"\0", b"\0\0\0\x0aIxxxxoooo", b"\0\0\0\x03Ixx", b"\xff\xff\xff\xffIxxxxoooo1"])
+def test_records_that_are_damaged_are_never_read_behind_their_end(records: bytes) -> None:
+    with pytest.raises(ValueError, match="cut off"):
+        stream_records.given_out(records, lambda _: False, lambda _: None)

@@ -1,0 +1,6 @@
+from collections.abc import Callable
+
+from cdc.pgoutput._messages import Messages
+
+def keep(messages: Messages, index: int, records: bytearray, limit: int) -> int: ...
+def given_out(records: bytes, has_aborted: Callable[[int], bool], described: Callable[[bytes], None]) -> Messages: ...
