@@ -3,15 +3,14 @@
 Transactions are handed over at once where a target has nothing to do. While all of them are busy, what is whole stays
 in the accumulator, where many small transactions become one block, until a target asks for it or it has grown enough.
 So blocks grow under load, and nothing waits without need. For the same reason the socket is left to gather for a moment
-while all targets are busy: a walsender hands over every single change, and to wake up for each of these costs more than
-the changes do. A target that has nothing to do ends that moment.
+(`cdc.service.gathering`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 
 from cdc.changes.accumulator import UnknownTypes
 from cdc.changes.packed_accumulator import accumulator_for
@@ -24,14 +23,10 @@ from cdc.pgoutput.packed import size_bytes
 from cdc.service.acknowledgement import Acknowledgement
 from cdc.service.delivery import Delivery
 from cdc.service.disk_work import next_piece
+from cdc.service.gathering import Gathering
 from cdc.service.partition_watch import PartitionWatch
 from cdc.source.connection import Connection
 from cdc.source.replication import ReplicationConnection
-
-GATHER_S = 0.01
-"""How long the socket is left alone at most while every target is busy. The walsender gains most: it sends each change
-by itself, and as long as the kernel on our side is ready for more, each wakes us up (8 µs of its CPU for a change where
-we read at once, 4.4 where we read every 10 ms; waiting longer only makes it wait, too)."""
 
 
 async def receive(
@@ -55,10 +50,9 @@ async def receive(
     wants to hear of us. ``partitions`` knows when relations have become partitions, or none any more.
     """
     accumulator = accumulator_for(part_bytes=settings.max_batch_bytes, with_roots=True)
-    asked = asyncio.Event()
+    gathering = Gathering()
 
     def hand_over() -> None:
-        asked.set()
         for part in accumulator.take():
             if part.packed is not None:
                 part.packed.block.is_shared = len(deliveries) > 1
@@ -66,14 +60,20 @@ async def receive(
             for delivery in deliveries:
                 delivery.offer(part)
 
+    def pull() -> None:
+        gathering.ask()
+        hand_over()
+
     for delivery in deliveries:
-        delivery.queue.pull = hand_over
+        delivery.queue.pull = pull
     with closing(StreamedTransactions(spool)) as streamed:
         metrics.spool(size_bytes=lambda: streamed.spooled_bytes, transactions=lambda: streamed.transactions)
         while True:
             messages, keepalives = await stream.receive()
             await partitions.place_again(catalog, accumulator)
-            metrics.received(messages=len(messages), size_bytes=size_bytes(messages))
+            size = size_bytes(messages)
+            metrics.received(messages=len(messages), size_bytes=size)
+            gathering.received(size)
             steps = streamed.feed(messages)
             while (piece := await next_piece(steps)) is not None:
                 while piece:
@@ -93,17 +93,9 @@ async def receive(
                 answer()
             if is_idle:
                 _note(keepalives, deliveries, acknowledgement)
-            is_busy = bool(deliveries) and not any(delivery.queue.is_hungry for delivery in deliveries)
-            if is_busy and not stream.has_more:
-                await gather(asked)
-
-
-async def gather(asked: asyncio.Event) -> None:
-    """Wait for `GATHER_S` seconds, or until somebody asks from now on."""
-    asked.clear()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(GATHER_S):
-            await asked.wait()
+            if not stream.has_more:
+                is_busy = bool(deliveries) and not any(delivery.queue.is_hungry for delivery in deliveries)
+                await gathering.wait(is_busy=is_busy)
 
 
 def _note(keepalives: Sequence[Keepalive], deliveries: Sequence[Delivery], acknowledgement: Acknowledgement) -> None:
