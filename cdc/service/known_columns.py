@@ -16,7 +16,9 @@ Nothing is asked where nothing is new: a relation is planned once a stream.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import structlog
 
@@ -29,11 +31,23 @@ from cdc.target import column_record
 from cdc.target.column_record import ColumnRecord, ColumnsMoved, TargetColumns, pairs
 from cdc.target.remedies import load_table_again, resync_command
 from cdc.target.session import Session
+from cdc.target.table_state import TableName
 
 _log = structlog.get_logger(__name__)
 
 ReadNumbers = Callable[[Collection[int]], Awaitable[Mapping[int, ColumnNumbers]]]
 """Asks the source for the columns of tables (oids). Raises `CdcError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """What was read of several tables together: of the tables of ``routes``, and of ``oids`` at the source."""
+
+    routes: frozenset[Route]
+    there: Mapping[TableName, TargetColumns]
+    records: Mapping[TableName, ColumnRecord]
+    oids: frozenset[int]
+    known: Mapping[int, ColumnNumbers] | CdcError
 
 
 class KnownColumns:
@@ -49,6 +63,26 @@ class KnownColumns:
         self._unverified: set[str] = set()
         self.being_read: set[str] = set()
         self.ask: ReadNumbers | None = None
+        self._ahead: _Ahead | None = None
+
+    @asynccontextmanager
+    async def looking_ahead(self, relations: Collection[tuple[Relation, Route]]) -> AsyncIterator[None]:
+        """Read together what `verify` asks for each of these; inside, it takes that."""
+        oids = frozenset(oid for relation, _ in relations for oid in _oids(relation))
+        known: Mapping[int, ColumnNumbers] | CdcError
+        try:
+            known = {} if self.ask is None else await self.ask(oids)
+        except CdcError as refusal:
+            known = refusal
+        names = {(route.target_schema, route.target_table) for _, route in relations}
+        there = await column_record.read_columns_of(self._session, names)
+        sources = {(route.source_schema, route.source_table) for _, route in relations}
+        records = await column_record.read_all(self._session, self._key, sources)
+        self._ahead = _Ahead(frozenset(route for _, route in relations), there, records, oids, known)
+        try:
+            yield
+        finally:
+            self._ahead = None
 
     async def verify(self, relation: Relation, route: Route) -> None:
         """See that the names of a relation mean what its table was loaded from; columns that are new are noted.
@@ -57,7 +91,7 @@ class KnownColumns:
         was noted.
         """
         table = relation.qualified_name
-        there = await column_record.read_columns(self._session, route)
+        there = await self._there(route)
         if there is None:
             return
         if table in self.being_read:
@@ -65,9 +99,9 @@ class KnownColumns:
             return
         record = await self._record_of(route, there)
         self._refuse_mixed(route, record)
-        own_oid = relation.oid if relation.leaf is None else relation.leaf.oid
-        known = await self._ask({relation.oid, own_oid}, table)
-        own, of = known.get(own_oid), known.get(relation.oid)
+        oid, own_oid = _oids(relation)
+        known = await self._ask({oid, own_oid}, table)
+        own, of = known.get(own_oid), known.get(oid)
         names = [column.name for column in relation.columns]
         if own is not None and of is not None and own.explains(names):
             sent = {name: of.numbers[name] for name in names if name in of.numbers}
@@ -133,21 +167,34 @@ class KnownColumns:
         self._unverified.discard(route.source_name)
         await column_record.write_loaded(self._session, self._key, route, source)
 
+    async def _there(self, route: Route) -> TargetColumns | None:
+        if self._ahead is not None and route in self._ahead.routes:
+            return self._ahead.there.get((route.target_schema, route.target_table))
+        return await column_record.read_columns(self._session, route)
+
     async def _record_of(self, route: Route, there: TargetColumns) -> ColumnRecord | None:
         """What is known of a table. Of one that somebody has put in its place nothing is."""
-        table = route.source_name
-        found = self._unwritten.get(table) or await column_record.read(self._session, self._key, split(table))
+        source = route.source_schema, route.source_table
+        found = self._unwritten.get(route.source_name)
+        if found is None and self._ahead is not None and route in self._ahead.routes:
+            found = self._ahead.records.get(source)
+        elif found is None:
+            found = await column_record.read(self._session, self._key, source)
         return found if found is not None and (found.oid == there.oid or found.mixed) else None
 
     async def _ask(self, tables: Collection[int], table: str) -> Mapping[int, ColumnNumbers]:
         if self.ask is None:
             return {}
         try:
-            return await self.ask(tables)
+            if self._ahead is None or not self._ahead.oids.issuperset(tables):
+                return await self.ask(tables)
+            if isinstance(self._ahead.known, CdcError):
+                raise self._ahead.known
         except CdcError as refusal:
             self._unverified.add(table)
             _log.info("the source cannot be asked about columns", table=table, reason=str(refusal))
             return {}
+        return self._ahead.known
 
     def _refuse_mixed(self, route: Route, record: ColumnRecord | None) -> None:
         if record is not None and record.mixed is not None:
@@ -220,6 +267,11 @@ class KnownColumns:
         if is_mixed:
             self._unwritten[table] = ColumnRecord(record.oid, record.sources, sentence)
         raise ColumnsMoved(sentence, sql=resync_command(table, self._target), source_table=table)
+
+
+def _oids(relation: Relation) -> tuple[int, int]:
+    """The oid of the table that is routed, and that of the table whose rows these are: other ones for a partition."""
+    return relation.oid, relation.oid if relation.leaf is None else relation.leaf.oid
 
 
 def _is_recorded(name: str, route: Route, there: TargetColumns, record: ColumnRecord) -> bool:

@@ -239,25 +239,34 @@ class OwnedTarget:
 
     async def _plans_for(self, parts: Sequence[Part]) -> Plans:
         """The plans of all relations of this session. A relation that cannot be planned stops its table, here."""
-        for part in parts:
-            for relation in part.relations:
-                # A shape of before the table was loaded, or of after it was stopped, need not fit.
-                if self.planning.knows(relation) or self.positions.skips(self.planning.table_of(relation), part):
-                    continue
-                try:
-                    await self.planning.plan(relation)
-                except TableStopped as error:
-                    if part.transaction_count > 1:
-                        self.planning.not_yet(relation)
-                        raise TransactionsNeeded from None
-                    table = self.planning.table_of(relation)
-                    self.stop(table, part.commit_lsn, error, relation)
-                    if not part.is_first:
-                        # What came earlier in this transaction may be in already, while it still fitted: all of it is
-                        # read again.
-                        error.source_table, error.commit_lsn = table, part.commit_lsn
-                        raise
+        # A shape of before the table was loaded, or of after it was stopped, need not fit.
+        new = [
+            (relation, part)
+            for part in parts
+            for relation in part.relations
+            if not (self.planning.knows(relation) or self.positions.skips(self.planning.table_of(relation), part))
+        ]
+        async with self.planning.looking_ahead(relation for relation, _ in new):
+            for relation, part in new:
+                await self._plan(relation, part)
         return self.planning.plans
+
+    async def _plan(self, relation: Relation, part: Part) -> None:
+        if self.planning.knows(relation) or self.positions.skips(self.planning.table_of(relation), part):
+            return  # one that came before it has planned it, or stopped its table
+        try:
+            await self.planning.plan(relation)
+        except TableStopped as error:
+            if part.transaction_count > 1:
+                self.planning.not_yet(relation)
+                raise TransactionsNeeded from None
+            table = self.planning.table_of(relation)
+            self.stop(table, part.commit_lsn, error, relation)
+            if not part.is_first:
+                # What came earlier in this transaction may be in already, while it still fitted: all of it is read
+                # again.
+                error.source_table, error.commit_lsn = table, part.commit_lsn
+                raise
 
     def _holds(self, relation: Relation, part: Part) -> bool:
         return self.positions.skips(self.planning.table_of(relation), part)

@@ -7,7 +7,8 @@ SQL that mends it where there is one, and what the source's catalog adds to both
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 import structlog
@@ -171,6 +172,22 @@ class Planning:
             # It was loaded before its root was wanted, and goes on until that is.
             return alone
         return self._routes.resolve(relation)
+
+    @asynccontextmanager
+    async def looking_ahead(self, relations: Iterable[Relation]) -> AsyncIterator[None]:
+        """Let `plan` of these relations cost a few round trips for all, instead of a dozen for each."""
+        wanted = []
+        for relation in relations:
+            found = self.resolve(relation)
+            route = self._routes.route_of(found.schema, found.name)
+            if route is not None and not self.knows(relation) and self.table_of(relation) in self._loaded:
+                wanted.append((found, route))
+        if len(wanted) < 2:
+            yield
+            return
+        await self._applier.look_at(route for _, route in wanted)
+        async with self.columns.looking_ahead(wanted):
+            yield
 
     async def plan(self, relation: Relation) -> None:
         """Add the relation to `plans`, unless this target does not take it. Raises `TableStopped`, once a relation."""

@@ -35,6 +35,7 @@ from cdc.pgoutput.framing import EPOCH_UNIX_US, Keepalive, split_frames, standby
 from cdc.source import waiting
 from cdc.source.connection import Connection, connect_walsender, explain, place, server_error, source_errors
 from cdc.source.libpq import FrameReader, frame_reader
+from cdc.source.receive_buffer import bound_receive_buffer
 from cdc.source.slot import FIRST_WITH_FAILOVER, PLUGIN, failover_refusal, read_slot, refusal
 from cdc.source.stream_errors import BinaryRefused, StreamPoisoned, error_of, explain_end, missing_publication
 
@@ -245,6 +246,7 @@ class ReplicationConnection:
             raise explain(None, f"stream from the slot {slot}") from None
         if result is not None and result.status == pq.ExecStatus.COPY_BOTH:
             self._reader = frame_reader(self._pgconn)
+            bound_receive_buffer(self._pgconn.socket)
             return
         server = error_of(result)
         while result is not None:

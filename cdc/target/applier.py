@@ -39,7 +39,7 @@ from cdc.changes.translation import UnknownObjects
 from cdc.errors import ProtocolError, ServerError, TableStopped
 from cdc.pgoutput.tuples import TEXT
 from cdc.routing.route import Route
-from cdc.target.catalog import TargetTable, read_table
+from cdc.target.catalog import TargetTable, read_tables
 from cdc.target.fast_path import FastPath
 from cdc.target.object_oids import ObjectLookup, ReadNames
 from cdc.target.one_trip import OneTrip
@@ -62,7 +62,7 @@ from cdc.target.strict_path import StrictPath
 from cdc.target.survey import Applied, Counts, Survey
 from cdc.target.table_plan import TablePlan, plan_table
 from cdc.target.table_shape import TableShape
-from cdc.target.table_version import TablesChanged, check_versions, read_version
+from cdc.target.table_version import TablesChanged, check_versions, read_versions
 from cdc.target.truncation import Truncations
 
 Plans = Mapping[Relation, TablePlan]
@@ -131,12 +131,7 @@ class Applier:
         """
         found = self._plans.get((relation, route, overlap))
         if found is None:
-            name = (route.target_schema, route.target_table)
-            if name not in self._tables:
-                with target_errors("reading the catalog", self._session.where):
-                    # The version first: what changes in between then shows as a change.
-                    self._versions[name] = await read_version(self._connection, *name)
-                    self._tables[name] = await read_table(self._connection, *name)
+            await self.look_at([route])
             try:
                 await self._check_rights(route)
                 found = self._plans[relation, route, overlap] = self._make_plan(relation, route, overlap)
@@ -144,6 +139,16 @@ class Applier:
                 stopped.relation = relation
                 raise
         return found
+
+    async def look_at(self, routes: Iterable[Route]) -> None:
+        """Read what the catalog says of the tables of these routes, as far as it is not known: together, for `plan`."""
+        names = {(route.target_schema, route.target_table) for route in routes}.difference(self._tables)
+        if names:
+            with target_errors("reading the catalog", self._session.where):
+                # The versions first: what changes in between then shows as a change.
+                self._versions |= await read_versions(self._connection, names)
+                found = await read_tables(self._connection, names)
+            self._tables |= {name: found.get(name) for name in names}
 
     def forget(self, route: Route) -> None:
         """Drop what is cached of the table that a route goes to, so that `plan` looks at it again."""

@@ -11,8 +11,9 @@ What is compared and why is said in `cdc.service.known_columns`. The functions t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cdc import statements
 from cdc.errors import TableStopped
@@ -67,27 +68,45 @@ def pairs(route: Route, source: Mapping[str, int], there: TargetColumns) -> dict
     return found
 
 
-async def read_columns(session: Session, route: Route) -> TargetColumns | None:
-    """The columns of the table that a route leads to, now; `None`: there is no table with columns."""
+async def read_columns_of(session: Session, names: Collection[TableName]) -> dict[TableName, TargetColumns]:
+    """The columns of target's tables, now; one that is not there, or has no columns, is absent."""
+    found: dict[TableName, TargetColumns] = {}
+    columns: dict[TableName, dict[str, int]] = {}
     with target_errors("reading the catalog", session.where):
         rows = await session.connection.fetch(
-            statements.load("target", "column_numbers"), route.target_schema, route.target_table
+            statements.load("target", "column_numbers"), [name[0] for name in names], [name[1] for name in names]
         )
-    return TargetColumns(rows[0]["oid"], {row["name"]: row["number"] for row in rows}) if rows else None
+    for row in rows:
+        name = row["schema"], row["table_name"]
+        columns.setdefault(name, {})[row["name"]] = row["number"]
+        found[name] = TargetColumns(row["oid"], columns[name])
+    return found
+
+
+async def read_columns(session: Session, route: Route) -> TargetColumns | None:
+    """The columns of the table that a route leads to, now; `None`: there is no table with columns."""
+    name = route.target_schema, route.target_table
+    return (await read_columns_of(session, [name])).get(name)
+
+
+async def read_all(session: Session, pipeline: str, sources: Collection[TableName]) -> dict[TableName, ColumnRecord]:
+    """What is recorded of tables; one of which nothing is yet is absent."""
+    with target_errors("reading what tables hold", session.where):
+        rows = await session.connection.fetch(
+            statements.load("target", "column_records"),
+            pipeline,
+            [source[0] for source in sources],
+            [source[1] for source in sources],
+        )
+    return {(schema, table): _record(json.loads(text)) for schema, table, text in rows}
 
 
 async def read(session: Session, pipeline: str, source: TableName) -> ColumnRecord | None:
     """What is recorded of a table; `None`: nothing yet."""
-    with target_errors(f"reading what table {'.'.join(source)} holds", session.where):
-        text = await session.connection.fetchval(
-            "SELECT source_columns::text FROM cdc.target_table"
-            " WHERE pipeline = $1 AND source_schema = $2 AND source_table = $3",
-            pipeline,
-            *source,
-        )
-    if text is None:
-        return None
-    found = json.loads(text)
+    return (await read_all(session, pipeline, [source])).get(source)
+
+
+def _record(found: dict[str, Any]) -> ColumnRecord:
     sources = {int(here): of for here, of in found["columns"].items()}
     return ColumnRecord(found["oid"], sources, found.get("mixed"))
 

@@ -9,7 +9,7 @@ true before it, up to the end of the transaction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import asyncpg
 
@@ -30,9 +30,13 @@ class TablesChanged(Exception):
         self.names = names
 
 
-async def read_version(connection: asyncpg.Connection, schema: str, name: str) -> str:
-    """The version of a table now."""
-    return str(await connection.fetchval(f"SELECT {_version(_literal((schema, name)))}"))
+async def read_versions(connection: asyncpg.Connection, names: Iterable[Name]) -> dict[Name, str]:
+    """The versions of tables now."""
+    wanted = {quote_qualified(*name): name for name in names}
+    rows = await connection.fetch(
+        f"SELECT w.name, {_version('w.name')} FROM pg_catalog.unnest($1::text[]) AS w (name)", list(wanted)
+    )
+    return {wanted[quoted]: str(version) for quoted, version in rows}
 
 
 def check_versions(versions: Mapping[Name, str]) -> str:
