@@ -255,11 +255,11 @@ class WorkerConfig(BaseModel):
 
     model_config = FROZEN
 
-    max_batch_bytes: Size = Field(default=16 * 1024**2, ge=64 * 1024)
+    max_batch_bytes: Size = Field(default=8 * 1024**2, ge=64 * 1024)
     """Most bytes of changes that are applied as one target transaction, and that one stretch of a large transaction
     holds. Beyond some megabytes a larger batch is no faster and only takes memory (and locks for longer)."""
 
-    max_queue_bytes: Size = Field(default=64 * 1024**2, ge=64 * 1024)
+    max_queue_bytes: Size = Field(default=32 * 1024**2, ge=64 * 1024)
     """Most bytes of changes that wait for one target. When it is full, the reader pauses. What Python adds to the
     changes counts, too. What several targets wait for is held once, so that with targets that want the same
     tables the worker's memory is about this, once, and three times ``max_batch_bytes`` for each target: its batch, and

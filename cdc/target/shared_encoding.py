@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cdc.changes._rows import BlockRows
 
 SHARED_BYTES = 8 * 1024**2
-"""How many encoded bytes are kept. Beside a batch of 16 MB it is little, and it bridges half a batch of distance."""
+"""How many encoded bytes are kept. It bridges a batch of distance between two targets."""
 
 _Key = tuple[int, tuple[tuple[bytes, tuple[int, ...]] | None, ...]]
 
