@@ -12,7 +12,7 @@ import pytest
 from cdc.changes.relation import DataType
 from cdc.errors import CdcError, TableStopped
 from cdc.target import applier
-from cdc.target.catalog import TargetTable, read_table
+from cdc.target.catalog import TargetTable, read_tables
 from cdc.target.fast_path import FastPath
 from tests.arrivals import arrivals
 from tests.conftest import MakeDatabase
@@ -235,14 +235,14 @@ async def test_an_infinite_interval_stops_the_table_of_a_target_that_has_none(
         element = None if data_type.element is None else other(data_type.element)
         return replace(data_type, element=element, lacks_infinity=is_new and data_type.name == "interval")
 
-    async def read_other_table(*arguments: object) -> TargetTable | None:
-        table = await read_table(*arguments)  # type: ignore[arg-type]  # passed on as given
-        if table is None:
-            return None
+    def of_other(table: TargetTable) -> TargetTable:
         columns = tuple(replace(column, type=other(column.type)) for column in table.columns)
         return replace(table, columns=columns, lacks_infinity=is_new)
 
-    monkeypatch.setattr(applier, "read_table", read_other_table)
+    async def read_other_tables(*arguments: Any) -> dict[tuple[str, str], TargetTable]:
+        return {name: of_other(table) for name, table in (await read_tables(*arguments)).items()}
+
+    monkeypatch.setattr(applier, "read_tables", read_other_tables)
     columns = "(id int PRIMARY KEY, i {0}, more {0}[])"
     replica = await make_replica(
         f"CREATE TABLE t {columns.format('interval')}", f"CREATE TABLE t {columns.format(theirs)}", follows=False
