@@ -34,7 +34,7 @@ def protocol_1(
     at_once: int = 100,
     pack: Callable[[Sequence[bytes]], Sequence[bytes]] = list,
 ) -> list[bytes]:
-    """What comes out; ``messages`` go in as they are received, ``at_once`` in one go, as ``pack`` makes it of a list."""
+    """What comes out; ``messages`` go in as they are received, ``at_once`` in one go, as ``pack`` makes of a list."""
     streamed = into if isinstance(into, StreamedTransactions) else StreamedTransactions(into)
     rest = iter(messages)
     found: list[bytes] = []

@@ -52,13 +52,16 @@ def check_versions(versions: Mapping[Name, str]) -> str:
 
 
 def check_parameters() -> str:
-    """The same for one table, to be prepared: its quoted name is $1, its version $2, both of type text."""
-    return _unless(f"{_version('$1')} = $2")
+    """The same to be prepared: the quoted names of tables are $1, their versions $2, both of type text[]."""
+    are_same = f"pg_catalog.bool_and({_version('w.name')} = w.version)"
+    return f"{_unless(are_same)} FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS w (name, version)"
 
 
-def parameters(name: Name, version: str) -> str:
+def parameters(versions: Mapping[Name, str]) -> str:
     """What `check_parameters` takes."""
-    return f"{_literal(name)}, {quote_literal(version)}"
+    names = ", ".join(_literal(name) for name in sorted(versions))
+    found = ", ".join(quote_literal(version) for _, version in sorted(versions.items()))
+    return f"ARRAY[{names}], ARRAY[{found}]"
 
 
 def _unless(condition: str) -> str:

@@ -58,7 +58,7 @@ _AS_PLANNED = "".join(
 about its tables has changed, so the settings are there whenever one is executed."""
 
 _VERSION = "version"
-"""The key of the statement that checks the version of a table."""
+"""The key of the statement that checks the versions of tables."""
 
 _COPY_DONE = b"c\x00\x00\x00\x04"
 
@@ -173,9 +173,8 @@ class Together:
         check = self._prepared.name(_VERSION)
         if check is None:
             check = self._prepared.add(_VERSION)
-            self._statements.append(f"PREPARE {check} (text, text) AS {table_version.check_parameters()}")
-        for name, version in sorted(tables.items()):
-            self._statements.append(f"EXECUTE {check}({table_version.parameters(name, version)})")
+            self._statements.append(f"PREPARE {check} (text[], text[]) AS {table_version.check_parameters()}")
+        self._statements.append(f"EXECUTE {check}({table_version.parameters(tables)})")
 
     def _name(self, change: Change, stage: str) -> str | None:
         """The name of the prepared statement, which is prepared on the way where it is missing."""

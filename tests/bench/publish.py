@@ -39,7 +39,8 @@ def section(record: Record) -> Iterator[str]:
     )
     yield ""
     yield (
-        f"`{record.command}`, {rounds} round{'' if rounds == 1 else 's'}, on {record.began_at[:10]}: "
+        f"`{record.command}`, {rounds} round{'' if rounds == 1 else 's'} (of the largest two a third), on "
+        f"{record.began_at[:10]}: "
         f"{record.machine['cores']} cores for source, targets and worker together, PostgreSQL "
         f"{record.versions['postgresql']}, Python {record.versions['python']}, load average "
         f"{record.loads[0]:.1f} when it began, {record.took_s / 60:.0f} minutes. Medians; "

@@ -26,6 +26,9 @@ LATENCY = "latency"
 FAR = ("bulk", "pgbench")
 """What is measured with a slow link, too, beside latency: a few large transactions, and many small ones."""
 
+LONG = ("big", "backlog")
+"""What takes minutes in every turn has a third of the rounds."""
+
 FAR_RATE = 200
 """Transactions a second of the latency that is measured with a slow link."""
 
@@ -47,6 +50,10 @@ class Plan:
     targets: Sequence[int] = (1, 3)
     added_ms: Sequence[float] = (0.0, 2.0, 10.0)
     rates: Sequence[int] = (200, 2000)
+
+    def rounds_of(self, workload: str) -> int:
+        """How many rounds a workload has."""
+        return max(1, self.rounds // 3) if workload in LONG else self.rounds
 
     def contestants(self, added_ms: float) -> list[Contestant]:
         """Who has a turn in every round, in the order of the first. From afar: ours and PostgreSQL's, one target."""
@@ -79,7 +86,8 @@ def measure(plan: Plan, command: str, say: Say) -> Record:
                     links.append(link)
                 for workload in workloads:
                     if not added_ms or workload.name in FAR:
-                        drains += drain.measure(running, workload, contestants, plan.rounds, away, say)
+                        rounds = plan.rounds_of(workload.name)
+                        drains += drain.measure(running, workload, contestants, rounds, away, say)
                 followers = [who for who in contestants if who.targets == 1 and who.kind is not Kind.TEXT]
                 if LATENCY in plan.only and followers:
                     for rate in (FAR_RATE,) if added_ms else plan.rates:
