@@ -111,7 +111,7 @@ async def _pass(pipeline: Pipeline, rows: int) -> dict[str, object]:
         committed = time.monotonic()
         # Behind its commit: whoever sees one of these sees all of the large one.
         (last,) = source.fetch("INSERT INTO log DEFAULT VALUES RETURNING id")[0]
-        seen = "SELECT (SELECT count(*) FROM log WHERE id = %s), EXISTS (SELECT FROM answers)"
+        seen = "SELECT (SELECT count(*) FROM log WHERE id = %s), EXISTS (SELECT FROM answers WHERE id = 1)"
         in_order = True
         while True:
             is_behind, is_large = target.fetch(seen, last)[0]
