@@ -387,8 +387,7 @@ class Lane:
                 for task in unfinished:
                     task.cancel()
                 await asyncio.wait(deliveries)
-            with contextlib.suppress(SourceUnavailable):
-                await self._report_once(stream)
+            await self._report_once(stream)
             for task in helpers:
                 task.cancel()
 

@@ -177,7 +177,7 @@ class Planning:
     async def looking_ahead(self, relations: Iterable[Relation]) -> AsyncIterator[None]:
         """Let `plan` of these relations cost a few round trips for all, instead of a dozen for each."""
         wanted = []
-        for relation in relations:
+        for relation in dict.fromkeys(relations):
             found = self.resolve(relation)
             route = self._routes.route_of(found.schema, found.name)
             if route is not None and not self.knows(relation) and self.table_of(relation) in self._loaded:

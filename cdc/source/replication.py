@@ -351,7 +351,8 @@ class ReplicationConnection:
     async def send_status(self, write: Lsn, flush: Lsn, apply: Lsn) -> None:
         """Tell the server how far everything is received, durable and visible; it may forget what is before ``flush``.
 
-        Works while nothing is received. Raises `SourceUnavailable` when the connection is gone.
+        Works while nothing is received. When the connection is gone it does nothing: the next `receive` says so, and
+        why, once it has handed over what had come before.
         """
         clock_us = time.time_ns() // 1_000 - EPOCH_UNIX_US
         frame = standby_status_update(write, flush, apply, clock_us=clock_us)
@@ -360,7 +361,8 @@ class ReplicationConnection:
                 await waiting.writable(self._pgconn)
             await waiting.flush(self._pgconn)
         except psycopg.Error:
-            raise explain(None, "take a status update") from None
+            # libpq refuses to send as soon as it has read the end of the stream, and `receive` is yet to tell of it.
+            return
 
 
 def parse_timeline_history(text: str) -> list[tuple[int, Lsn]]:

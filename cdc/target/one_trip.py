@@ -7,10 +7,11 @@ step, which finds out why (`None`); or an error that passes is raised, after whi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 from cdc.changes.row_reader import FormatChanged, ValueRefused
 from cdc.changes.translation import UnknownObjects
-from cdc.errors import FenceLost, ProtocolError, TransientError
+from cdc.errors import CdcError, FenceLost, ProtocolError, TransientError
 from cdc.target.copy_encoding import NotSent
 from cdc.target.fast_path import FastPath
 from cdc.target.rejection import OUTDATED, Refused, Unfit
@@ -54,7 +55,7 @@ class OneTrip:
         """Apply whole transactions, and execute the statements of ``end`` before the COMMIT.
 
         Durable when it returns what was applied. `None`: nothing is. Raises `TargetUnavailable` and `FenceLost`, with
-        nothing applied unless the connection was lost.
+        nothing applied unless the connection was lost. Any other error is a fault of ours, and the session's end.
         """
         survey = Survey(routed)
         if survey.needs_answers or not self._staging.has(survey.staged):
@@ -80,6 +81,9 @@ class OneTrip:
             found = translate(error, "applying a batch", self._session.where)
             is_outdated = found.server is not None and found.server.sqlstate in OUTDATED
             if isinstance(found, FenceLost) or (isinstance(found, TransientError) and not is_outdated):
+                if not self._session.connection.is_closed():
+                    with suppress(CdcError):  # what is to be told is what went wrong first
+                        await self._roll_back()
                 raise found from None
         else:
             self._failures = 0

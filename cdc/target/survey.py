@@ -100,6 +100,7 @@ class Survey:
             or plan.names_objects
             or (plan.shape.keeps_deleted and kind is not Kind.UPDATE)
             or not (plan.shape.key_is_unique or (kind is Kind.INSERT and copies_inserts(plan.shape)))
+            or (kind is Kind.INSERT and copies_inserts(plan.shape) and plan.shape.counts_copies)
             for plan, kind in self._rows
         )
 

@@ -101,6 +101,11 @@ class TableShape:
         return self.sql_name if self.is_partitioned else f"ONLY {self.sql_name}"
 
     @property
+    def counts_copies(self) -> bool:
+        """Whether a COPY into it may write other rows than it is sent, so that its count has to be compared."""
+        return bool(self.fired) or self.is_partitioned
+
+    @property
     def clears_the_way(self) -> bool:
         """Whether a row that moves removes what stayed under its new key: where that cannot be a live row."""
         return self.keeps_deleted and (self.deleted_at is not None or not self.shares_keys)

@@ -129,7 +129,7 @@ class Together:
         self, shape: TableShape, into: tuple[str, str], columns: Sequence[str], rows: AsyncIterator[bytes], count: int
     ) -> None:
         """Add a COPY. Raises `NotTogether` where its count would have to be compared."""
-        if into == (shape.schema, shape.name) and (shape.fired or shape.is_partitioned):
+        if into == (shape.schema, shape.name) and shape.counts_copies:
             raise NotTogether
         self._statements.append(f"COPY {quote_qualified(*into)} ({quote_list(columns)}) FROM STDIN (FORMAT binary)")
         self._rows.append(rows)

@@ -110,7 +110,10 @@ def null_target(task: Task) -> Reader:
 
 def _recvlogical(task: Task, until: str) -> list[str]:
     # What `cdc` asks for (`cdc.source.replication`).
-    options = ("proto_version=1", f"publication_names={task.name}", "binary=true", "messages=true")
+    options = (
+        *("proto_version=2", "streaming=on", f"publication_names={task.name}"),
+        *("binary=true", "messages=true"),
+    )
     return [
         *(str(task.servers.source.binaries / "pg_recvlogical"), "--start", "--no-loop", "--file", "/dev/null"),
         *("--endpos", until, "--slot", task.name, "--dbname", task.source_dsn),

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+from cdc.changes.spool import SpoolSpace
 from cdc.config import WorkerConfig
 from cdc.lsn import Lsn
 from cdc.observe import names
@@ -40,7 +41,7 @@ async def read(dsn: str, name: str, until: Lsn) -> None:
         await connect(dsn, application_name="bench null target catalog") as catalog,
         asyncio.TaskGroup() as tasks,
     ):
-        await stream.start(name, [name])
+        await stream.start(name, [name], streaming=True)
         receiving = tasks.create_task(
             receive(
                 stream,
@@ -49,7 +50,7 @@ async def read(dsn: str, name: str, until: Lsn) -> None:
                 acknowledgement=acknowledgement,
                 answer=lambda: None,
                 partitions=PartitionWatch(settings.partition_interval_s),
-                spool=None,
+                spool=SpoolSpace(settings.max_spool_bytes),
                 metrics=metrics.lane(),
                 settings=settings,
             )

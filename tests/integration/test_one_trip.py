@@ -16,9 +16,11 @@ from cdc.target import together
 from cdc.target.applier import Applier
 from cdc.target.one_trip import MOST_WARY
 from cdc.target.session import connect
+from tests.conftest import MakeDatabase
 from tests.database import Database
 from tests.faults.proxy import Direction, Proxy
 from tests.integration.replica import MakeReplica, Replica, make_replica
+from tests.pipeline import Pipeline, follow
 
 __all__ = ["make_replica"]
 
@@ -242,6 +244,25 @@ async def test_many_rows_are_planned_for_what_they_are(
         assert ("UPDATE ONLY" in text.partition("FROM STDIN")[2].partition("PREPARE")[0]) is not is_prepared
     # What is not prepared may read the table, and does where that is all it has.
     assert sent[-2].index("enable_seqscan TO off") > sent[-2].index("UPDATE ONLY")
+
+
+async def test_an_error_that_passes_leaves_a_session_that_can_say_so(
+    source: Database, make_target: MakeDatabase
+) -> None:
+    target = make_target("internal")
+    source.execute(PEOPLE)
+    async with Pipeline(source, {"internal": follow(target)}, worker={"lock_timeout_s": 0.2}) as pipeline:
+        await pipeline.load()
+        await pipeline.start()
+        source.execute("INSERT INTO people VALUES (1, 'a', 1)")
+        await pipeline.caught_up()
+        async with target.session(autocommit=False) as session:
+            await session.execute("LOCK TABLE people IN ACCESS EXCLUSIVE MODE")
+            source.execute("UPDATE people SET score = 2")
+            told = "SELECT last_error_at IS NOT NULL FROM cdc.target"
+            await pipeline.until(lambda: bool(target.fetchval(told)), "the target says what keeps it")
+        await pipeline.caught_up()
+        assert target.fetch("SELECT score FROM people") == [(2,)]
 
 
 async def test_the_catalog_does_not_grow_with_batches(make_replica: MakeReplica, source: Database) -> None:

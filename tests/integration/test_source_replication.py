@@ -253,7 +253,7 @@ async def test_a_walsender_that_is_terminated_is_temporary(source: Database, ses
             await read_for_ever(walsender)
 
 
-async def test_a_killed_server_is_temporary_for_reader_and_for_status(own_server: MakeServer) -> None:
+async def test_a_killed_server_is_temporary_and_its_reader_says_so(own_server: MakeServer) -> None:
     server = own_server()
     async with await connect(server.dsn(), application_name="cdc") as session:
         await session.execute("CREATE PUBLICATION p")
@@ -261,10 +261,10 @@ async def test_a_killed_server_is_temporary_for_reader_and_for_status(own_server
         await walsender.create_slot("cdc")
         await walsender.start("cdc", ["p"])
         server.kill()
+        await walsender.send_status(Lsn(1), Lsn(1), Lsn(1))
         with pytest.raises(SourceUnavailable):
             await read_for_ever(walsender)
-        with pytest.raises(SourceUnavailable):
-            await walsender.send_status(Lsn(1), Lsn(1), Lsn(1))
+        await walsender.send_status(Lsn(1), Lsn(1), Lsn(1))
 
 
 async def test_hazard_24_a_publication_that_did_not_exist_poisons_the_slot(
@@ -306,6 +306,22 @@ async def test_hazard_25_an_array_without_send_function_asks_for_text_values(
     async with await ReplicationConnection.open(source.dsn, slot) as walsender:
         await walsender.start(slot, PUBLICATIONS, binary=False)
         assert [message[:1] for message in await messages(walsender, b"C")] == [b"B", b"R", b"I", b"C"]
+
+
+async def test_a_status_update_that_meets_the_end_first_leaves_it_to_the_reader_to_say_why(
+    source: Database, session: Connection, slot: str
+) -> None:
+    source.execute("CREATE TABLE public.acl (id int PRIMARY KEY, items aclitem[])")
+    source.execute('ALTER PUBLICATION "p-""P" ADD TABLE public.acl')
+    source.create_slot(slot)
+    source.execute("INSERT INTO public.acl VALUES (1, ARRAY[makeaclitem(10, 10, 'SELECT', false)])")
+    async with await started(source.dsn, slot) as walsender:
+        # By now the server has said why, behind the messages that it sent; nothing of it has been read.
+        await wait_until_free(session, slot)
+        await walsender.receive()
+        await walsender.send_status(Lsn(1), Lsn(1), Lsn(1))
+        with pytest.raises(BinaryRefused):
+            await read_for_ever(walsender)
 
 
 async def test_a_new_timeline_tells_where_the_old_one_ended(own_server: MakeServer) -> None:

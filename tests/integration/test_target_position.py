@@ -165,6 +165,16 @@ async def test_advancing_does_not_slow_down_while_old_versions_of_the_row_stay_a
     assert blocks < 600 * 5, "the row is found by its place, not by walking its versions"
 
 
+async def test_advancing_leaves_the_table_as_small_as_it_is(target: Database, session: Session) -> None:
+    """Autovacuum has nothing to do with it: it comes once a minute at most."""
+    target.execute("ALTER TABLE cdc.target SET (autovacuum_enabled = off)")
+    owned = await loaded(session)
+    for step in range(2_000):
+        await session.connection.execute("BEGIN")
+        await advance(session, owned.fence, Lsn(START + step), Lsn(START + step + 1))
+    assert target.fetchval("SELECT pg_relation_size('cdc.target') / current_setting('block_size')::int") <= 8
+
+
 async def test_a_rolled_back_advance_is_found_again(session: Session) -> None:
     owned = await loaded(session)
     await session.connection.execute("BEGIN")

@@ -66,12 +66,24 @@ def test_what_one_target_takes_alone_is_not_kept(monkeypatch: pytest.MonkeyPatch
 
 
 def test_invariant_10_the_oldest_bytes_are_forgotten_first() -> None:
-    kept = SharedEncoding(limit_bytes=100)
     pieces = [piece_of(1) for _ in range(5)]
+    each = pieces[0].rows.block.size + 25
+    kept = SharedEncoding(limit_bytes=4 * each)
     for piece in pieces:
         kept.keep(piece.rows, [bytes(25)])
-    assert kept.size == 100
+    assert kept.size == 4 * each
     assert kept.find(pieces[0].rows) is None
     assert kept.find(pieces[4].rows) == [bytes(25)]
-    kept.keep(piece_of(1).rows, [bytes(26)])
-    assert kept.size == 100
+    kept.keep(piece_of(1).rows, [bytes(4 * each)])
+    assert kept.find(pieces[4].rows) == [bytes(25)]
+    assert kept.size == 4 * each
+
+
+def test_invariant_10_a_wide_block_counts_behind_narrow_bytes() -> None:
+    kept = SharedEncoding(limit_bytes=1 << 20)
+    pieces = [piece_of(1_000) for _ in range(100)]
+    for piece in pieces:
+        kept.keep(piece.rows, [b"narrow"])
+    held = [piece for piece in pieces if kept.find(piece.rows) is not None]
+    assert held
+    assert sum(piece.rows.block.size for piece in held) <= 1 << 20
