@@ -90,13 +90,13 @@ class OneTrip:
             return survey.applied()
         self._staging.not_emptied()
         if is_sent:
+            self._failures += 1
+            self._wary_for = min(2**self._failures, MOST_WARY) - 1
             await self._roll_back()
         else:
             self._prepared.give_up()
         return None
 
     async def _roll_back(self) -> None:
-        self._failures += 1
-        self._wary_for = min(2**self._failures, MOST_WARY) - 1
         with target_errors("rolling back", self._session.where):
             await self._session.connection.execute(f"ROLLBACK; {self._prepared.forget()}")

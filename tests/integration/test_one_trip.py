@@ -138,7 +138,7 @@ async def test_what_is_executed_at_the_end_is_committed_with_the_rows(
     lost = "DO $$ BEGIN RAISE EXCEPTION 'not ours' USING ERRCODE = 'CDC01'; END $$"
     with pytest.raises(FenceLost):
         await attempt(replica, parts, MARK, lost)
-    await replica.session.connection.execute("ROLLBACK")
+    assert not replica.session.connection.is_in_transaction()
     assert replica.target.fetch("SELECT number, (SELECT count(*) FROM people) FROM marks") == [(0, 0)]
     assert await attempt(replica, parts, MARK)
     assert replica.target.fetch("SELECT number, (SELECT count(*) FROM people) FROM marks") == [(1, 1)]
@@ -168,20 +168,49 @@ async def test_prepared_statements_outlive_ddl_on_their_table(make_replica: Make
     """Hazard 18."""
     replica = await make_replica(PEOPLE, follows=False)
     source.execute("INSERT INTO people VALUES (1, 'a', 1), (2, 'b', 2)")
-    await replica.deliver()
-    for ddl in (
-        "ALTER TABLE people ADD own int DEFAULT 7",
-        "ALTER TABLE people ALTER COLUMN score TYPE bigint",
-        "ALTER TABLE people DROP CONSTRAINT people_pkey; ALTER TABLE people ADD PRIMARY KEY (id)",
-        "ALTER TABLE people RENAME TO old; CREATE TABLE people (LIKE old INCLUDING ALL);"
-        "INSERT INTO people SELECT * FROM old; DROP TABLE old",
-        "DROP INDEX IF EXISTS nothing",
-    ):
-        for _ in range(3):
-            source.execute("UPDATE people SET score = score + 1; INSERT INTO people SELECT max(id) + 1 FROM people")
-            source.execute("DELETE FROM people WHERE id = (SELECT max(id) FROM people)")
-            await replica.deliver()
-        replica.target.execute(ddl)
+    async with counted(replica) as answers:
+        for ddl in (
+            "ALTER TABLE people ADD own int DEFAULT 7",
+            "ALTER TABLE people ALTER COLUMN score TYPE bigint",
+            "ALTER TABLE people DROP CONSTRAINT people_pkey; ALTER TABLE people ADD PRIMARY KEY (id)",
+            "ALTER TABLE people RENAME TO old; CREATE TABLE people (LIKE old INCLUDING ALL);"
+            "INSERT INTO people SELECT * FROM old; DROP TABLE old",
+            "DROP INDEX IF EXISTS nothing",
+        ):
+            for _ in range(3):
+                source.execute("UPDATE people SET score = score + 1; INSERT INTO people SELECT max(id) + 1 FROM people")
+                source.execute("DELETE FROM people WHERE id = (SELECT max(id) FROM people)")
+                before = answers.count
+                await replica.deliver()
+            # Once the table is known again, and its statements are prepared again.
+            assert answers.count - before == 1
+            replica.target.execute(ddl)
+
+
+async def test_what_the_first_of_several_large_copies_is_refused_ends_them_all(
+    make_replica: MakeReplica, source: Database
+) -> None:
+    """The server has answered while rows are still on their way, for this COPY and for those behind it."""
+    replica = await make_replica(TABLES)
+    replica.target.execute(MARKS)
+    rows = 20_000
+    change = f"""
+        BEGIN;
+        INSERT INTO people SELECT n, repeat('x', 200), 0 FROM generate_series(1, {rows}) n;
+        INSERT INTO letters SELECT n, n, repeat('y', 200) FROM generate_series(1, {rows}) n;
+        INSERT INTO log SELECT repeat('z', 200) FROM generate_series(1, {rows}) n;
+        COMMIT;
+    """
+    replica.target.execute("INSERT INTO people VALUES (1, 'in the way', 0)")
+    source.execute(change)
+    parts = await replica.record()
+    assert not await attempt(replica, parts, MARK)
+    counts = "SELECT number, (SELECT count(*) FROM letters), (SELECT count(*) FROM log) FROM marks"
+    assert replica.target.fetch(counts) == [(0, 0, 0)]
+    replica.target.execute("DELETE FROM people")
+    assert not await attempt(replica, parts, MARK), "the batch that follows one that went wrong goes step by step"
+    assert await attempt(replica, parts, MARK)
+    assert replica.target.fetch(counts) == [(1, rows, rows)]
 
 
 async def prepared(replica: Replica, table: str) -> list[str]:
