@@ -1,7 +1,7 @@
 """The way that is tried first: a whole target transaction in one round trip (`cdc.target.together`).
 
 It ends in one of three ways: all is applied and durable; nothing is applied, and the batch is to be applied step by
-step, which finds out why (`None`); or an error that passes is raised, after which the session is of no more use.
+step, which finds out why (`None`); or an error that passes is raised, and nothing is applied either.
 """
 
 from __future__ import annotations

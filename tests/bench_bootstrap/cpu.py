@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 
+from cdc.demo.postgres import Cluster
 from tests.bench.processes import cpu_seconds
 from tests.bench.servers import Servers
 
@@ -13,6 +14,10 @@ def used(servers: Servers) -> dict[str, float]:
     ours = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "own": ours.ru_utime + ours.ru_stime,
-        "source": cpu_seconds(servers.source.pid),
-        "target": cpu_seconds(servers.target.pid),
+        "source": _server(servers.source),
+        "target": _server(servers.target),
     }
+
+
+def _server(cluster: Cluster) -> float:
+    return 0.0 if cluster.pid is None else cpu_seconds(cluster.pid)
