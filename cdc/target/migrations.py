@@ -101,7 +101,8 @@ async def remove(session: Session) -> None:
             await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
             await connection.execute(
                 "DROP FUNCTION IF EXISTS"
-                " cdc.advance(text, bigint, pg_lsn, pg_lsn, bigint, timestamptz, bigint, timestamptz)"
+                " cdc.advance(text, bigint, pg_lsn, pg_lsn, bigint, timestamptz, bigint, timestamptz),"
+                " cdc.table_version(regclass)"
             )
             leftovers = [row["name"] for row in await connection.fetch(statements.load("target", "resync_leftovers"))]
             for table in (*leftovers, *_tables()):

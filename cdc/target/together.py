@@ -57,9 +57,6 @@ _AS_PLANNED = "".join(
 """How the statements behind are planned. A prepared one keeps its plan, but PostgreSQL makes it anew when something
 about its tables has changed, so the settings are there whenever one is executed."""
 
-_VERSION = "version"
-"""The key of the statement that checks the versions of tables."""
-
 _COPY_DONE = b"c\x00\x00\x00\x04"
 
 
@@ -158,9 +155,8 @@ class Together:
         Durable when it returns. Raises the driver's errors, and what the encoding of rows raises. Afterwards nothing is
         committed, unless the connection was lost: then it is in doubt.
         """
-        if tables:
-            self._plan_by_index(True)
-            self._check_versions(tables)
+        for table, version in tables.items():
+            self._check_version(table, version)
         if self._defers:
             self._statements.append("SET CONSTRAINTS ALL IMMEDIATE")
         text = "; ".join([*self._statements, *end, "COMMIT"])
@@ -169,12 +165,13 @@ class Together:
             raise asyncpg.InternalClientError("a query string did not end with COMMIT")
         self._prepared.keep()
 
-    def _check_versions(self, tables: Mapping[table_version.Name, str]) -> None:
-        check = self._prepared.name(_VERSION)
-        if check is None:
-            check = self._prepared.add(_VERSION)
-            self._statements.append(f"PREPARE {check} (text[], text[]) AS {table_version.check_parameters()}")
-        self._statements.append(f"EXECUTE {check}({table_version.parameters(tables)})")
+    def _check_version(self, table: table_version.Name, version: str) -> None:
+        sql = table_version.check_to_prepare(table, version)
+        check = self._prepared.name(sql)
+        if check is None and not self._prepared.is_full:
+            check = self._prepared.add(sql)
+            self._statements.append(f"PREPARE {check} AS {sql}")
+        self._statements.append(sql if check is None else f"EXECUTE {check}")
 
     def _name(self, change: Change, stage: str) -> str | None:
         """The name of the prepared statement, which is prepared on the way where it is missing."""

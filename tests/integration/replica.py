@@ -23,6 +23,7 @@ from cdc.routing.route import Route
 from cdc.source.catalog import describe_types, read_object_names
 from cdc.source.connection import connect as connect_source
 from cdc.source.partitions import find_places, read_leaves
+from cdc.target import migrations
 from cdc.target.applier import Applied, Applier, Holds
 from cdc.target.partition_record import held_all
 from cdc.target.session import Session, connect
@@ -168,6 +169,11 @@ async def open_replica(
     target.execute(source_ddl if target_ddl is None else target_ddl)
     source.execute(f"CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES")
     source.create_slot(SLOT)
+    owner = await connect(target.dsn, application_name="tests", target="warehouse")
+    await migrations.migrate(owner)
+    await owner.close()
+    if role is not None:
+        target.execute(f"GRANT USAGE ON SCHEMA cdc TO {quote(role)}")
     session = await connect(
         target.dsn if role is None else target.dsn_as(role), application_name="tests", target="warehouse"
     )
