@@ -147,6 +147,10 @@ def streams(draw: st.DrawFn) -> list[bytes]:
 
 
 def fed_in_pieces(accumulator: AnyAccumulator, messages: Sequence[bytes], cuts: Sequence[int]) -> list[Part]:
+    return divided(fed(accumulator, messages, cuts))
+
+
+def fed(accumulator: AnyAccumulator, messages: Sequence[bytes], cuts: Sequence[int]) -> list[Part]:
     accumulator.descriptions.learn(TYPES, frozenset(TYPES))
     parts: list[Part] = []
     for first, last in zip([0, *cuts], [*cuts, len(messages)], strict=True):
@@ -161,7 +165,7 @@ def fed_in_pieces(accumulator: AnyAccumulator, messages: Sequence[bytes], cuts: 
         parts += accumulator.take()
         if isinstance(accumulator, PackedAccumulator):
             assert all(part.is_first and part.is_last for part in parts if part.transaction_count > 1)
-    return divided(parts)
+    return parts
 
 
 def content(part: Part) -> Result:
@@ -277,10 +281,10 @@ def block_of(changes: Sequence[bytes], oids: int = 1) -> Part:
 class Shape:
     """What `cdc.target.steps` asks of a shape."""
 
-    schema, name = "public", "t"
+    schema = "public"
 
-    def __init__(self, key: tuple[int, ...]) -> None:
-        self.key = key
+    def __init__(self, key: tuple[int, ...], name: str = "t") -> None:
+        self.key, self.name = key, name
 
 
 class Plan:
@@ -383,6 +387,10 @@ def compare_folding(parts: Sequence[Part], shape: Any, *, keeps_rows: bool) -> s
     """Fold both ways; returns what came of it."""
     wire, indices, key = shape
     [group] = groups(parts, wire, indices, key)
+    return compare_outcomes(group, indices, key, keeps_rows=keeps_rows)
+
+
+def compare_outcomes(group: Group, indices: tuple[int, ...], key: tuple[int, ...], *, keeps_rows: bool) -> str:
     assert group.packed is not None
     plain = outcome_of(lambda: folded_plainly(group, keeps_rows=keeps_rows))
     compaction = PackedCompaction(len(indices), key, keeps_rows=keeps_rows)
