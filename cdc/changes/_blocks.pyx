@@ -190,10 +190,20 @@ cdef class Block:
 
     cdef int shrink(self) except -1:
         """Give back what was reserved and is not used."""
-        if self.count and self.data_room - self.used > 1024:
+        if not self.count:
+            # A transaction without rows may have the room of a large one that came behind it, and has moved.
+            free(self.data)
+            free(self.starts)
+            free(self.relation)
+            free(self.following)
+            self.data = NULL
+            self.starts = self.relation = self.following = NULL
+            self.used = self.data_room = self.rows_room = 0
+            return 0
+        if self.data_room - self.used > 1024:
             self.data = <unsigned char *>grown(self.data, self.used)
             self.data_room = self.used
-        if self.count and self.rows_room - self.count > 64:
+        if self.rows_room - self.count > 64:
             self.starts = <uint32_t *>grown(self.starts, (self.count + 1) * 4)
             self.relation = <uint32_t *>grown(self.relation, (self.count + 1) * 4)
             self.following = <uint32_t *>grown(self.following, (self.count + 1) * 4)

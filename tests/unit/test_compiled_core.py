@@ -1,0 +1,32 @@
+"""What the compiled core does beside what its plain twins do: what it takes, what it refuses, and when it is used."""
+
+from __future__ import annotations
+
+import pytest
+
+from cdc.changes.packed_accumulator import PackedAccumulator
+from cdc.pgoutput.compiled import is_compiled
+from tests.unit.test_accumulator import TYPES, begin, commit, relation
+from tests.unit.test_compaction import tuple_data
+
+NEEDS_CORE = pytest.mark.skipif(not is_compiled(), reason="the compiled core is not built, or CDC_UNCOMPILED is set")
+ROW = b"I\0\0\0\7N" + tuple_data((bytes(1000),))
+
+
+@NEEDS_CORE
+def test_a_transaction_without_rows_does_not_keep_the_room_of_a_large_one_behind_it() -> None:
+    accumulator = PackedAccumulator(part_bytes=1 << 24)
+    accumulator.descriptions.learn(TYPES, frozenset(TYPES))
+    accumulator.feed([begin(1), relation(7), commit(1)])
+    assert [part.row_count for part in accumulator.take()] == [0]
+    accumulator.feed([begin(2), commit(2), begin(3)])
+    for _ in range(5):
+        accumulator.feed([ROW] * 1000)
+    (empty,) = accumulator.take()
+    assert empty.packed is not None
+    assert empty.row_count == 0
+    assert empty.packed.block.size < 1024
+    assert empty.packed.block.size < empty.size
+    accumulator.feed([commit(3)])
+    (large,) = accumulator.take()
+    assert large.row_count == 5000
