@@ -390,23 +390,36 @@ cdef class Folding:
         """
         cdef uint32_t index, group, at
         cdef list groups = [None, "deletes", "inserts"]  # the first is nothing
-        cdef list counts = [0, 0, 0]
-        cdef uint32_t *many
-        cdef uint32_t whole = 0
-        for index in range(self.entries):
-            if self.entry[index].version == NONE:
-                group = 0 if self.entry[index].is_fresh else 1
-            elif self.entry[index].is_fresh:
-                group = 2
-            elif self.version[self.entry[index].version].unchanged == NONE:
-                if whole == 0:
-                    whole = self.group_of((), groups, counts)
-                group = whole
-            else:
-                lacking = self.lacking(self.entry[index].version)
-                group = self.group_of(lacking, groups, counts)
-            self.entry[index].group = group
-            counts[group] += 1
+        cdef list counts
+        cdef uint32_t *many = NULL
+        cdef uint32_t whole = 0, last = 0
+        # What the last row and the row before it lack: rows that lack the same mostly stand together.
+        cdef uint64_t *lacks = <uint64_t *>grown(NULL, (2 * <size_t>self.words + 1) * 8)
+        try:
+            for index in range(self.entries):
+                if self.entry[index].version == NONE:
+                    group = 0 if self.entry[index].is_fresh else 1
+                elif self.entry[index].is_fresh:
+                    group = 2
+                elif self.version[self.entry[index].version].unchanged == NONE:
+                    if whole == 0:
+                        whole = self.group_of((), groups)
+                    group = whole
+                else:
+                    self.find_lacking(self.entry[index].version, lacks)
+                    if last == 0 or memcmp(lacks, lacks + self.words, self.words * 8):
+                        last = self.group_of(self.places_of(lacks), groups)
+                        memcpy(lacks + self.words, lacks, self.words * 8)
+                    group = last
+                self.entry[index].group = group
+            many = <uint32_t *>grown(NULL, len(groups) * 4)
+            memset(many, 0, len(groups) * 4)
+            for index in range(self.entries):
+                many[self.entry[index].group] += 1
+            counts = [many[group] for group in range(<uint32_t>len(groups))]
+        finally:
+            free(lacks)
+            free(many)
         # In the order: deletes, updates, inserts.
         sequence = [1, *range(3, len(groups)), 2]
         many = <uint32_t *>grown(NULL, len(groups) * 4)
@@ -427,32 +440,27 @@ cdef class Folding:
         self.table = NULL
         return counts[1], [(groups[group], counts[group]) for group in range(3, len(groups))], counts[2]
 
-    cdef uint32_t group_of(self, tuple lacking, list groups, list counts) except? 0xFFFFFFFF:
+    cdef uint32_t group_of(self, tuple lacking, list groups) except? 0xFFFFFFFF:
         if lacking in groups:
             return groups.index(lacking)
         groups.append(lacking)
-        counts.append(0)
         return len(groups) - 1
 
-    cdef tuple lacking(self, uint32_t version):
-        """The places that no version of a row has."""
-        cdef uint32_t word, place
-        cdef uint64_t bits
-        cdef uint32_t at
-        found = []
-        for word in range(self.words):
-            bits = <uint64_t>0xFFFFFFFFFFFFFFFF
-            at = version
-            while at != NONE:
-                if self.version[at].unchanged == NONE:
-                    bits = 0
-                    break
-                bits &= self.bits[self.version[at].unchanged + word]
-                at = self.version[at].previous
-            for place in range(64):
-                if bits >> place & 1:
-                    found.append(word * 64 + place)
-        return tuple(found)
+    cdef void find_lacking(self, uint32_t version, uint64_t *bits) noexcept:
+        """The places that no version of a row has, as bits."""
+        cdef uint32_t word
+        memset(bits, 0xFF, self.words * 8)
+        while version != NONE:
+            if self.version[version].unchanged == NONE:
+                memset(bits, 0, self.words * 8)
+                return
+            for word in range(self.words):
+                bits[word] &= self.bits[self.version[version].unchanged + word]
+            version = self.version[version].previous
+
+    cdef tuple places_of(self, const uint64_t *bits):
+        cdef uint32_t place
+        return tuple([place for place in range(self.columns) if bits[place // 64] >> (place % 64) & 1])
 
     def encode(self, uint32_t first, uint32_t behind, bytes prefix, size_t room, ordinal):
         """The rows ``first`` to ``behind`` of the outcomes for COPY, behind ``prefix``: as many as ``room`` holds.
