@@ -17,17 +17,15 @@ from typing import TYPE_CHECKING
 
 from psycopg import pq
 
-from cdc.pgoutput.compiled import IS_WANTED
+from cdc.pgoutput.compiled import is_compiled
 from cdc.pgoutput.framing import Keepalive
 from cdc.pgoutput.packed import Messages
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
 
-try:
+if is_compiled():
     from cdc.source import _copy_data
-except ImportError:
-    _copy_data = None  # type: ignore[assignment]
 
 _MODULES = {"binary": "psycopg_binary.pq", "c": "psycopg_c.pq"}
 
@@ -76,7 +74,7 @@ class FrameReader:
 
 def frame_reader(pgconn: PGconn) -> FrameReader | None:
     """The compiled reader for a connection that psycopg has opened; `None` where it cannot be used."""
-    functions = _functions() if IS_WANTED and _copy_data is not None else None
+    functions = _functions() if is_compiled() else None
     address = _address(pgconn)
     if functions is None or address is None:
         return None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from cdc.changes.packed_accumulator import PackedAccumulator
@@ -30,3 +33,38 @@ def test_a_transaction_without_rows_does_not_keep_the_room_of_a_large_one_behind
     accumulator.feed([commit(3)])
     (large,) = accumulator.take()
     assert large.row_count == 5000
+
+
+_WITHOUT = """
+import sys
+sys.modules[sys.argv[1]] = None
+from cdc.changes import stream_records
+from cdc.changes.packed_accumulator import accumulator_for
+from cdc.changes.row_reader import row_reader
+from cdc.pgoutput import compiled, packed
+from cdc.service import worker
+from cdc.source import libpq
+reader = row_reader(None, b"bb", (0, 1), (0,))
+frames, _ = packed.split_frames([b"w" + bytes(24) + b"x"])
+worker._say_what_is_compiled()
+print(
+    compiled.is_compiled(),
+    type(accumulator_for(part_bytes=1)).__name__,
+    reader.projection,
+    type(frames).__name__,
+    stream_records.given_out is stream_records.plain_given_out,
+    libpq.frame_reader(type("Connection", (), {"pgconn_ptr": 1})()),
+    f"why={compiled.why_not()}",
+)
+"""
+
+
+@NEEDS_CORE
+@pytest.mark.parametrize("name", ["cdc.changes._folding", "cdc.source._copy_data"])
+def test_without_one_of_its_modules_the_core_is_not_used_at_all(name: str) -> None:
+    asked = [sys.executable, "-c", _WITHOUT, name]
+    done = subprocess.run(asked, check=True, capture_output=True, text=True)
+    *logged, said = done.stdout.splitlines()
+    assert said.startswith("False Accumulator None list True None why=")
+    assert name in said
+    assert "not whole" in "".join([*logged, done.stderr])
