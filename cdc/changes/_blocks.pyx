@@ -276,7 +276,7 @@ cdef class Packer:
             return 0
         return self.block.count - self.first_of_open()
 
-    def feed(self, Messages messages, Py_ssize_t index):
+    def feed(self, Messages messages not None, Py_ssize_t index):
         """Take in messages from ``index`` on; returns the index of the first that is left to the caller, or how many.
 
         Stops behind a row with which the open transaction ``has_outgrown`` its limit. While it ``is_careful``, Commit
@@ -371,6 +371,8 @@ cdef class Packer:
     @property
     def open_transaction(self):
         """The open transaction: xid, commit LSN, commit time."""
+        if not self.in_transaction:
+            raise AssertionError("no transaction is open")
         cdef Transaction *found = self.block.transaction + self.block.transactions - 1
         return found.xid, found.commit_lsn, found.commit_time_us
 

@@ -99,9 +99,10 @@ cdef class Folding:
     cdef bint keeps_rows
     # What `finish` finds: the entries in the order of their groups, and where each group begins.
     cdef uint32_t *order
+    cdef uint32_t ordered
     cdef list groups
 
-    def __cinit__(self, uint32_t columns, key, bint keeps_rows):
+    def __cinit__(self, uint32_t columns, key not None, bint keeps_rows):
         cdef uint32_t number
         self.kept = []
         self.projections = []
@@ -114,6 +115,8 @@ cdef class Folding:
         self.key_place = <uint32_t *>grown(NULL, (self.key_places + 1) * 4)
         for number in range(self.key_places):
             self.key_place[number] = key[number]
+            if self.key_place[number] >= columns:
+                raise IndexError(key[number])
         self.table_room = 256
         self.table = <uint32_t *>grown(NULL, self.table_room * 4)
         memset(self.table, 0xFF, self.table_room * 4)
@@ -138,7 +141,7 @@ cdef class Folding:
             + self.bits_room * 8
         )
 
-    def add(self, BlockRows rows, Py_ssize_t position, Py_ssize_t limit):
+    def add(self, BlockRows rows not None, Py_ssize_t position, Py_ssize_t limit):
         """Fold in at most ``limit`` rows from a position on (the first is 0).
 
         Returns the position to go on at, -1 where there are no more rows, `UNCOVERED` where this cannot be folded here.
@@ -149,6 +152,10 @@ cdef class Folding:
         cdef uint32_t size, number = 0, relation = NONE
         cdef Projection projection = None
         cdef bint is_covered
+        if self.table == NULL:
+            raise AssertionError("the folding is finished")
+        if position and not 0 < position <= block.count:
+            raise IndexError(position)
         if position == 0:
             self.kept.append(rows)
         while index != NONE and limit > 0:
@@ -173,6 +180,8 @@ cdef class Folding:
     cdef uint32_t number_of(self, Projection projection) except? 0xFFFFFFFF:
         found = self.numbers.get(projection)
         if found is None:
+            if projection.picks != self.columns or projection.keys != self.key_places:
+                raise ValueError("a projection of another table")
             found = self.numbers[projection] = len(self.projections)
             self.projections.append(projection)
         return found
@@ -389,6 +398,8 @@ cdef class Folding:
         They are counted in this order, and so are the rows of `encode`.
         """
         cdef uint32_t index, group, at
+        if self.table == NULL:
+            raise AssertionError("the folding is finished")
         cdef list groups = [None, "deletes", "inserts"]  # the first is nothing
         cdef list counts
         cdef uint32_t *many = NULL
@@ -428,7 +439,8 @@ cdef class Folding:
             for group in sequence:
                 many[group] = at
                 at += <uint32_t>counts[group]
-            self.order = <uint32_t *>grown(self.order, (at + 1) * 4)
+            self.order = <uint32_t *>grown(self.order, (<size_t>at + 1) * 4)
+            self.ordered = at
             for index in range(self.entries):
                 group = self.entry[index].group
                 if group:
@@ -462,12 +474,14 @@ cdef class Folding:
         cdef uint32_t place
         return tuple([place for place in range(self.columns) if bits[place // 64] >> (place % 64) & 1])
 
-    def encode(self, uint32_t first, uint32_t behind, bytes prefix, size_t room, ordinal):
+    def encode(self, uint32_t first, uint32_t behind, bytes prefix not None, size_t room, ordinal):
         """The rows ``first`` to ``behind`` of the outcomes for COPY, behind ``prefix``: as many as ``room`` holds.
 
         With an ``ordinal`` that of the first row, and on, is in front of each. A value that is not known is a NULL; of a
         row to be deleted all but the key is. Returns the bytes, and the row to go on with.
         """
+        if behind > self.ordered:
+            raise IndexError(behind)
         cdef size_t used = len(prefix), bound
         cdef unsigned char *out
         cdef bint has_ordinal = ordinal is not None
