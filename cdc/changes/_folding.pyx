@@ -53,6 +53,14 @@ cdef void *grown(void *memory, size_t size) except NULL:
     return result
 
 
+cdef size_t larger(size_t room, size_t least) except 0:
+    """The next room of an array that is counted in 32 bits, `NONE` for nothing."""
+    cdef size_t result = max(least, room + (room >> 1))
+    if result >= UINT32_MAX:
+        raise MemoryError("too many rows in one batch")
+    return result
+
+
 cdef inline uint64_t hash_of(const unsigned char *key, size_t size) noexcept:
     # Multiply and mix, eight bytes at a time, from a seed that nobody outside knows: keys are the application's.
     cdef uint64_t value = SEED ^ (<uint64_t>size * <uint64_t>0x9E3779B97F4A7C15)
@@ -112,7 +120,7 @@ cdef class Folding:
         self.words = (columns + 63) // 64
         self.keeps_rows = keeps_rows
         self.key_places = len(key)
-        self.key_place = <uint32_t *>grown(NULL, (self.key_places + 1) * 4)
+        self.key_place = <uint32_t *>grown(NULL, (<size_t>self.key_places + 1) * 4)
         for number in range(self.key_places):
             self.key_place[number] = key[number]
             if self.key_place[number] >= columns:
@@ -136,9 +144,9 @@ cdef class Folding:
         return (
             self.version_room * sizeof(Version)
             + self.entry_room * (sizeof(Entry) + 4)
-            + self.table_room * 4
+            + <size_t>self.table_room * 4
             + self.key_room
-            + self.bits_room * 8
+            + <size_t>self.bits_room * 8
         )
 
     def add(self, BlockRows rows not None, Py_ssize_t position, Py_ssize_t limit):
@@ -278,7 +286,7 @@ cdef class Folding:
                     adds_nothing = False
             if adds_nothing:
                 # Whatever the last version has, this one has, too: it takes its place, and its bits.
-                memcpy(self.bits + self.version[known].unchanged, self.bits + bits, self.words * 8)
+                memcpy(self.bits + self.version[known].unchanged, self.bits + bits, <size_t>self.words * 8)
                 self.bits_used -= self.words
                 self.version[known].message = message
                 self.version[known].size = size
@@ -293,10 +301,14 @@ cdef class Folding:
 
     cdef uint32_t bits_of(self, Projection projection, const unsigned char *message) except? 0xFFFFFFFF:
         cdef uint32_t at = self.bits_used, place
-        if at + self.words > self.bits_room:
-            self.bits_room = max(256, 2 * self.bits_room, at + self.words)
-            self.bits = <uint64_t *>grown(self.bits, self.bits_room * 8)
-        memset(self.bits + at, 0, self.words * 8)
+        cdef size_t room
+        if <size_t>at + self.words > self.bits_room:
+            room = max(<size_t>256, 2 * <size_t>self.bits_room, <size_t>at + self.words)
+            if room > UINT32_MAX:
+                raise MemoryError("too many rows in one batch")
+            self.bits = <uint64_t *>grown(self.bits, room * 8)
+            self.bits_room = <uint32_t>room
+        memset(self.bits + at, 0, <size_t>self.words * 8)
         for place in range(self.columns):
             if message[projection.at[projection.indices[place]]] == 0x75:
                 self.bits[at + place // 64] |= <uint64_t>1 << (place % 64)
@@ -306,9 +318,11 @@ cdef class Folding:
     cdef uint32_t new_version(
         self, uint32_t number, const unsigned char *message, uint32_t size, uint32_t offset
     ) except? 0xFFFFFFFF:
+        cdef size_t room
         if self.versions == self.version_room:
-            self.version_room = max(256, self.version_room + (self.version_room >> 1))
-            self.version = <Version *>grown(self.version, self.version_room * sizeof(Version))
+            room = larger(self.version_room, 256)
+            self.version = <Version *>grown(self.version, room * sizeof(Version))
+            self.version_room = <uint32_t>room
         self.versions += 1
         self.set_version(self.versions - 1, number, message, size, offset)
         return self.versions - 1
@@ -328,7 +342,7 @@ cdef class Folding:
         cdef uint32_t number, column, size, place
         cdef unsigned char *key
         cdef const unsigned char *value
-        cdef size_t wanted = 0, used = 0
+        cdef size_t wanted = 0, used = 0, room
         cdef uint64_t hash
         cdef Entry *entry
         for number in range(projection.keys):
@@ -337,8 +351,9 @@ cdef class Folding:
         if self.key_used + wanted > UINT32_MAX:
             raise MemoryError("too many keys in one batch")
         if self.key_used + wanted > self.key_room:
-            self.key_room = max(self.key_used + wanted, self.key_room + (self.key_room >> 1), 4096)
-            self.keys = <unsigned char *>grown(self.keys, self.key_room)
+            room = max(self.key_used + wanted, self.key_room + (self.key_room >> 1), 4096)
+            self.keys = <unsigned char *>grown(self.keys, room)
+            self.key_room = room
         key = self.keys + self.key_used
         for number in range(projection.keys):
             column = projection.key[number]
@@ -361,8 +376,9 @@ cdef class Folding:
                 return self.table[place]
             place = (place + 1) & (self.table_room - 1)
         if self.entries == self.entry_room:
-            self.entry_room = max(128, self.entry_room + (self.entry_room >> 1))
-            self.entry = <Entry *>grown(self.entry, self.entry_room * sizeof(Entry))
+            room = larger(self.entry_room, 128)
+            self.entry = <Entry *>grown(self.entry, room * sizeof(Entry))
+            self.entry_room = <uint32_t>room
         entry = self.entry + self.entries
         entry.hash = hash
         entry.key_at = <uint32_t>self.key_used
@@ -373,16 +389,19 @@ cdef class Folding:
         self.key_used += used
         self.table[place] = self.entries
         self.entries += 1
-        if self.entries * 2 > self.table_room:
+        if <size_t>self.entries * 2 > self.table_room:
             self.enlarge()
         is_new[0] = True
         return self.entries - 1
 
     cdef int enlarge(self) except -1:
         cdef uint32_t index, place
-        self.table = <uint32_t *>grown(self.table, self.table_room * 8)
-        self.table_room *= 2
-        memset(self.table, 0xFF, self.table_room * 4)
+        cdef size_t room = 2 * <size_t>self.table_room
+        if room > <size_t>1 << 31:
+            raise MemoryError("too many keys in one batch")
+        self.table = <uint32_t *>grown(self.table, room * 4)
+        self.table_room = <uint32_t>room
+        memset(self.table, 0xFF, room * 4)
         for index in range(self.entries):
             place = <uint32_t>self.entry[index].hash & (self.table_room - 1)
             while self.table[place] != NONE:
@@ -418,9 +437,9 @@ cdef class Folding:
                     group = whole
                 else:
                     self.find_lacking(self.entry[index].version, lacks)
-                    if last == 0 or memcmp(lacks, lacks + self.words, self.words * 8):
+                    if last == 0 or memcmp(lacks, lacks + self.words, <size_t>self.words * 8):
                         last = self.group_of(self.places_of(lacks), groups)
-                        memcpy(lacks + self.words, lacks, self.words * 8)
+                        memcpy(lacks + self.words, lacks, <size_t>self.words * 8)
                     group = last
                 self.entry[index].group = group
             many = <uint32_t *>grown(NULL, len(groups) * 4)
@@ -461,10 +480,10 @@ cdef class Folding:
     cdef void find_lacking(self, uint32_t version, uint64_t *bits) noexcept:
         """The places that no version of a row has, as bits."""
         cdef uint32_t word
-        memset(bits, 0xFF, self.words * 8)
+        memset(bits, 0xFF, <size_t>self.words * 8)
         while version != NONE:
             if self.version[version].unchanged == NONE:
-                memset(bits, 0, self.words * 8)
+                memset(bits, 0, <size_t>self.words * 8)
                 return
             for word in range(self.words):
                 bits[word] &= self.bits[self.version[version].unchanged + word]

@@ -74,7 +74,7 @@ cdef class Projection:
             kind = message[position]
             self.at[column] = <uint32_t>position
             if kind == self.wire[column]:
-                if position + 5 > size:
+                if position + 5 > size or be32(message + position + 1) > size - position - 5:
                     return -1
                 position += 5 + <size_t>be32(message + position + 1)
             elif kind == 0x6E:  # n

@@ -119,7 +119,8 @@ cdef class Messages:
             self.starts = <uint32_t *>grown
             self.starts_room = wanted
             self.starts[self.count] = <uint32_t>self.used
-        memcpy(self.data + self.used, head, head_size)
+        if head_size:
+            memcpy(self.data + self.used, head, head_size)
         if rest_size:
             memcpy(self.data + self.used + head_size, rest, rest_size)
         self.used += size
