@@ -190,13 +190,23 @@ cdef class Block:
 
     cdef int shrink(self) except -1:
         """Give back what was reserved and is not used."""
-        if self.count and self.data_room - self.used > 1024:
+        if not self.count:
+            # A transaction without rows may have the room of a large one that came behind it, and has moved.
+            free(self.data)
+            free(self.starts)
+            free(self.relation)
+            free(self.following)
+            self.data = NULL
+            self.starts = self.relation = self.following = NULL
+            self.used = self.data_room = self.rows_room = 0
+            return 0
+        if self.data_room - self.used > 1024:
             self.data = <unsigned char *>grown(self.data, self.used)
             self.data_room = self.used
-        if self.count and self.rows_room - self.count > 64:
-            self.starts = <uint32_t *>grown(self.starts, (self.count + 1) * 4)
-            self.relation = <uint32_t *>grown(self.relation, (self.count + 1) * 4)
-            self.following = <uint32_t *>grown(self.following, (self.count + 1) * 4)
+        if self.rows_room - self.count > 64:
+            self.starts = <uint32_t *>grown(self.starts, (<size_t>self.count + 1) * 4)
+            self.relation = <uint32_t *>grown(self.relation, (<size_t>self.count + 1) * 4)
+            self.following = <uint32_t *>grown(self.following, (<size_t>self.count + 1) * 4)
             self.rows_room = self.count + 1
         return 0
 
@@ -239,8 +249,13 @@ cdef class Packer:
         """From now on the rows of ``oid`` belong to ``relation``."""
         cdef uint32_t slot = self.find(oid)
         if slot == NONE:
-            slot = self.add(oid)
+            # First here: a slot that is found has a relation, even if memory ends in between.
             self.known.append(relation)
+            try:
+                slot = self.add(oid)
+            except MemoryError:
+                self.known.pop()
+                raise
         else:
             self.known[slot] = relation
         self.slot[slot].block = 0
@@ -266,7 +281,7 @@ cdef class Packer:
             return 0
         return self.block.count - self.first_of_open()
 
-    def feed(self, Messages messages, Py_ssize_t index):
+    def feed(self, Messages messages not None, Py_ssize_t index):
         """Take in messages from ``index`` on; returns the index of the first that is left to the caller, or how many.
 
         Stops behind a row with which the open transaction ``has_outgrown`` its limit. While it ``is_careful``, Commit
@@ -330,14 +345,18 @@ cdef class Packer:
         cdef Block whole = self.block
         cdef Block block = Block()
         cdef uint32_t first
-        self.new_block(block)
+        # The new block is made first: where memory ends, everything is as it was.
         if self.in_transaction:
             first = whole.transaction[whole.transactions - 1].first
             block.begin(whole.transaction + whole.transactions - 1)
-            self.open_used = 0
             if first < whole.count:
-                self.move(whole, first)
+                self.move(whole, first, block)
+            else:
+                self.new_block(block)
+            self.open_used = 0
             whole.transactions -= 1
+        else:
+            self.new_block(block)
         whole.shrink()
         return whole
 
@@ -348,38 +367,41 @@ cdef class Packer:
         cdef Block taken = self.block
         cdef Block block = Block()
         taken.transaction[0].end_lsn = end_lsn
+        if not is_over:
+            block.begin(taken.transaction)
         self.new_block(block)
         self.open_used = 0
         self.has_outgrown = False
         if is_over:
             self.in_transaction = False
-        else:
-            block.begin(taken.transaction)
         taken.shrink()
         return taken
 
     @property
     def open_transaction(self):
         """The open transaction: xid, commit LSN, commit time."""
+        if not self.in_transaction:
+            raise AssertionError("no transaction is open")
         cdef Transaction *found = self.block.transaction + self.block.transactions - 1
         return found.xid, found.commit_lsn, found.commit_time_us
 
-    cdef int move(self, Block whole, uint32_t first) except -1:
-        """Move the rows from ``first`` on to the new block."""
-        cdef Block block = self.block
+    cdef int move(self, Block whole, uint32_t first, Block block) except -1:
+        """Move the rows from ``first`` on to a new block, which then is the one that is filled."""
         cdef uint32_t index, old, slot
-        cdef uint32_t *numbers = <uint32_t *>grown(NULL, whole.many * 4)
+        cdef uint32_t *numbers = <uint32_t *>grown(NULL, <size_t>whole.many * 4)
         try:
-            memset(numbers, 0xFF, whole.many * 4)
+            memset(numbers, 0xFF, <size_t>whole.many * 4)
             for index in range(first, whole.count):
                 old = whole.relation[index]
                 if numbers[old] == NONE:
-                    slot = whole.rows[old].slot
-                    numbers[old] = block.add_relation(whole.relations[old], slot)
-                    if self.known[slot] is whole.relations[old]:
-                        self.slot[slot].block = self.block_number
-                        self.slot[slot].number = numbers[old]
+                    numbers[old] = block.add_relation(whole.relations[old], whole.rows[old].slot)
                 block.append(whole.data + whole.starts[index], whole.starts[index + 1] - whole.starts[index], numbers[old])
+            self.new_block(block)
+            for old in range(whole.many):
+                slot = whole.rows[old].slot
+                if numbers[old] != NONE and self.known[slot] is whole.relations[old]:
+                    self.slot[slot].block = self.block_number
+                    self.slot[slot].number = numbers[old]
         finally:
             free(numbers)
         whole.cut(first)
@@ -410,20 +432,21 @@ cdef class Packer:
         return NONE
 
     cdef uint32_t add(self, uint32_t oid) except? 0xFFFFFFFF:
-        cdef uint32_t place, index
-        self.slot = <Slot *>grown(self.slot, (self.slots + 1) * sizeof(Slot))
+        cdef uint32_t index
+        cdef size_t room
+        self.slot = <Slot *>grown(self.slot, (<size_t>self.slots + 1) * sizeof(Slot))
         self.slot[self.slots].oid = oid
         self.slot[self.slots].number = 0
         self.slot[self.slots].block = 0
-        self.slots += 1
-        if self.slots * 2 > self.table_room:
-            self.table_room = max(64, self.table_room * 2)
-            self.table = <uint32_t *>grown(self.table, self.table_room * 4)
-            memset(self.table, 0xFF, self.table_room * 4)
+        if 2 * (<size_t>self.slots + 1) > self.table_room:
+            room = max(<size_t>64, 2 * <size_t>self.table_room)
+            self.table = <uint32_t *>grown(self.table, room * 4)
+            self.table_room = <uint32_t>room
+            memset(self.table, 0xFF, room * 4)
             for index in range(self.slots):
                 self.enter(index)
-        else:
-            self.enter(self.slots - 1)
+        self.enter(self.slots)
+        self.slots += 1
         return self.slots - 1
 
     cdef void enter(self, uint32_t slot) noexcept:

@@ -53,6 +53,14 @@ cdef void *grown(void *memory, size_t size) except NULL:
     return result
 
 
+cdef size_t larger(size_t room, size_t least) except 0:
+    """The next room of an array that is counted in 32 bits, `NONE` for nothing."""
+    cdef size_t result = max(least, room + (room >> 1))
+    if result >= UINT32_MAX:
+        raise MemoryError("too many rows in one batch")
+    return result
+
+
 cdef inline uint64_t hash_of(const unsigned char *key, size_t size) noexcept:
     # Multiply and mix, eight bytes at a time, from a seed that nobody outside knows: keys are the application's.
     cdef uint64_t value = SEED ^ (<uint64_t>size * <uint64_t>0x9E3779B97F4A7C15)
@@ -99,9 +107,10 @@ cdef class Folding:
     cdef bint keeps_rows
     # What `finish` finds: the entries in the order of their groups, and where each group begins.
     cdef uint32_t *order
+    cdef uint32_t ordered
     cdef list groups
 
-    def __cinit__(self, uint32_t columns, key, bint keeps_rows):
+    def __cinit__(self, uint32_t columns, key not None, bint keeps_rows):
         cdef uint32_t number
         self.kept = []
         self.projections = []
@@ -111,9 +120,11 @@ cdef class Folding:
         self.words = (columns + 63) // 64
         self.keeps_rows = keeps_rows
         self.key_places = len(key)
-        self.key_place = <uint32_t *>grown(NULL, (self.key_places + 1) * 4)
+        self.key_place = <uint32_t *>grown(NULL, (<size_t>self.key_places + 1) * 4)
         for number in range(self.key_places):
             self.key_place[number] = key[number]
+            if self.key_place[number] >= columns:
+                raise IndexError(key[number])
         self.table_room = 256
         self.table = <uint32_t *>grown(NULL, self.table_room * 4)
         memset(self.table, 0xFF, self.table_room * 4)
@@ -133,12 +144,12 @@ cdef class Folding:
         return (
             self.version_room * sizeof(Version)
             + self.entry_room * (sizeof(Entry) + 4)
-            + self.table_room * 4
+            + <size_t>self.table_room * 4
             + self.key_room
-            + self.bits_room * 8
+            + <size_t>self.bits_room * 8
         )
 
-    def add(self, BlockRows rows, Py_ssize_t position, Py_ssize_t limit):
+    def add(self, BlockRows rows not None, Py_ssize_t position, Py_ssize_t limit):
         """Fold in at most ``limit`` rows from a position on (the first is 0).
 
         Returns the position to go on at, -1 where there are no more rows, `UNCOVERED` where this cannot be folded here.
@@ -149,6 +160,10 @@ cdef class Folding:
         cdef uint32_t size, number = 0, relation = NONE
         cdef Projection projection = None
         cdef bint is_covered
+        if self.table == NULL:
+            raise AssertionError("the folding is finished")
+        if position and not 0 < position <= block.count:
+            raise IndexError(position)
         if position == 0:
             self.kept.append(rows)
         while index != NONE and limit > 0:
@@ -173,6 +188,8 @@ cdef class Folding:
     cdef uint32_t number_of(self, Projection projection) except? 0xFFFFFFFF:
         found = self.numbers.get(projection)
         if found is None:
+            if projection.picks != self.columns or projection.keys != self.key_places:
+                raise ValueError("a projection of another table")
             found = self.numbers[projection] = len(self.projections)
             self.projections.append(projection)
         return found
@@ -269,7 +286,7 @@ cdef class Folding:
                     adds_nothing = False
             if adds_nothing:
                 # Whatever the last version has, this one has, too: it takes its place, and its bits.
-                memcpy(self.bits + self.version[known].unchanged, self.bits + bits, self.words * 8)
+                memcpy(self.bits + self.version[known].unchanged, self.bits + bits, <size_t>self.words * 8)
                 self.bits_used -= self.words
                 self.version[known].message = message
                 self.version[known].size = size
@@ -284,10 +301,14 @@ cdef class Folding:
 
     cdef uint32_t bits_of(self, Projection projection, const unsigned char *message) except? 0xFFFFFFFF:
         cdef uint32_t at = self.bits_used, place
-        if at + self.words > self.bits_room:
-            self.bits_room = max(256, 2 * self.bits_room, at + self.words)
-            self.bits = <uint64_t *>grown(self.bits, self.bits_room * 8)
-        memset(self.bits + at, 0, self.words * 8)
+        cdef size_t room
+        if <size_t>at + self.words > self.bits_room:
+            room = max(<size_t>256, 2 * <size_t>self.bits_room, <size_t>at + self.words)
+            if room > UINT32_MAX:
+                raise MemoryError("too many rows in one batch")
+            self.bits = <uint64_t *>grown(self.bits, room * 8)
+            self.bits_room = <uint32_t>room
+        memset(self.bits + at, 0, <size_t>self.words * 8)
         for place in range(self.columns):
             if message[projection.at[projection.indices[place]]] == 0x75:
                 self.bits[at + place // 64] |= <uint64_t>1 << (place % 64)
@@ -297,9 +318,11 @@ cdef class Folding:
     cdef uint32_t new_version(
         self, uint32_t number, const unsigned char *message, uint32_t size, uint32_t offset
     ) except? 0xFFFFFFFF:
+        cdef size_t room
         if self.versions == self.version_room:
-            self.version_room = max(256, self.version_room + (self.version_room >> 1))
-            self.version = <Version *>grown(self.version, self.version_room * sizeof(Version))
+            room = larger(self.version_room, 256)
+            self.version = <Version *>grown(self.version, room * sizeof(Version))
+            self.version_room = <uint32_t>room
         self.versions += 1
         self.set_version(self.versions - 1, number, message, size, offset)
         return self.versions - 1
@@ -319,7 +342,7 @@ cdef class Folding:
         cdef uint32_t number, column, size, place
         cdef unsigned char *key
         cdef const unsigned char *value
-        cdef size_t wanted = 0, used = 0
+        cdef size_t wanted = 0, used = 0, room
         cdef uint64_t hash
         cdef Entry *entry
         for number in range(projection.keys):
@@ -328,8 +351,9 @@ cdef class Folding:
         if self.key_used + wanted > UINT32_MAX:
             raise MemoryError("too many keys in one batch")
         if self.key_used + wanted > self.key_room:
-            self.key_room = max(self.key_used + wanted, self.key_room + (self.key_room >> 1), 4096)
-            self.keys = <unsigned char *>grown(self.keys, self.key_room)
+            room = max(self.key_used + wanted, self.key_room + (self.key_room >> 1), 4096)
+            self.keys = <unsigned char *>grown(self.keys, room)
+            self.key_room = room
         key = self.keys + self.key_used
         for number in range(projection.keys):
             column = projection.key[number]
@@ -352,8 +376,9 @@ cdef class Folding:
                 return self.table[place]
             place = (place + 1) & (self.table_room - 1)
         if self.entries == self.entry_room:
-            self.entry_room = max(128, self.entry_room + (self.entry_room >> 1))
-            self.entry = <Entry *>grown(self.entry, self.entry_room * sizeof(Entry))
+            room = larger(self.entry_room, 128)
+            self.entry = <Entry *>grown(self.entry, room * sizeof(Entry))
+            self.entry_room = <uint32_t>room
         entry = self.entry + self.entries
         entry.hash = hash
         entry.key_at = <uint32_t>self.key_used
@@ -364,16 +389,19 @@ cdef class Folding:
         self.key_used += used
         self.table[place] = self.entries
         self.entries += 1
-        if self.entries * 2 > self.table_room:
+        if <size_t>self.entries * 2 > self.table_room:
             self.enlarge()
         is_new[0] = True
         return self.entries - 1
 
     cdef int enlarge(self) except -1:
         cdef uint32_t index, place
-        self.table = <uint32_t *>grown(self.table, self.table_room * 8)
-        self.table_room *= 2
-        memset(self.table, 0xFF, self.table_room * 4)
+        cdef size_t room = 2 * <size_t>self.table_room
+        if room > <size_t>1 << 31:
+            raise MemoryError("too many keys in one batch")
+        self.table = <uint32_t *>grown(self.table, room * 4)
+        self.table_room = <uint32_t>room
+        memset(self.table, 0xFF, room * 4)
         for index in range(self.entries):
             place = <uint32_t>self.entry[index].hash & (self.table_room - 1)
             while self.table[place] != NONE:
@@ -389,24 +417,39 @@ cdef class Folding:
         They are counted in this order, and so are the rows of `encode`.
         """
         cdef uint32_t index, group, at
+        if self.table == NULL:
+            raise AssertionError("the folding is finished")
         cdef list groups = [None, "deletes", "inserts"]  # the first is nothing
-        cdef list counts = [0, 0, 0]
-        cdef uint32_t *many
-        cdef uint32_t whole = 0
-        for index in range(self.entries):
-            if self.entry[index].version == NONE:
-                group = 0 if self.entry[index].is_fresh else 1
-            elif self.entry[index].is_fresh:
-                group = 2
-            elif self.version[self.entry[index].version].unchanged == NONE:
-                if whole == 0:
-                    whole = self.group_of((), groups, counts)
-                group = whole
-            else:
-                lacking = self.lacking(self.entry[index].version)
-                group = self.group_of(lacking, groups, counts)
-            self.entry[index].group = group
-            counts[group] += 1
+        cdef list counts
+        cdef uint32_t *many = NULL
+        cdef uint32_t whole = 0, last = 0
+        # What the last row and the row before it lack: rows that lack the same mostly stand together.
+        cdef uint64_t *lacks = <uint64_t *>grown(NULL, (2 * <size_t>self.words + 1) * 8)
+        try:
+            for index in range(self.entries):
+                if self.entry[index].version == NONE:
+                    group = 0 if self.entry[index].is_fresh else 1
+                elif self.entry[index].is_fresh:
+                    group = 2
+                elif self.version[self.entry[index].version].unchanged == NONE:
+                    if whole == 0:
+                        whole = self.group_of((), groups)
+                    group = whole
+                else:
+                    self.find_lacking(self.entry[index].version, lacks)
+                    if last == 0 or memcmp(lacks, lacks + self.words, <size_t>self.words * 8):
+                        last = self.group_of(self.places_of(lacks), groups)
+                        memcpy(lacks + self.words, lacks, <size_t>self.words * 8)
+                    group = last
+                self.entry[index].group = group
+            many = <uint32_t *>grown(NULL, len(groups) * 4)
+            memset(many, 0, len(groups) * 4)
+            for index in range(self.entries):
+                many[self.entry[index].group] += 1
+            counts = [many[group] for group in range(<uint32_t>len(groups))]
+        finally:
+            free(lacks)
+            free(many)
         # In the order: deletes, updates, inserts.
         sequence = [1, *range(3, len(groups)), 2]
         many = <uint32_t *>grown(NULL, len(groups) * 4)
@@ -415,7 +458,8 @@ cdef class Folding:
             for group in sequence:
                 many[group] = at
                 at += <uint32_t>counts[group]
-            self.order = <uint32_t *>grown(self.order, (at + 1) * 4)
+            self.order = <uint32_t *>grown(self.order, (<size_t>at + 1) * 4)
+            self.ordered = at
             for index in range(self.entries):
                 group = self.entry[index].group
                 if group:
@@ -427,39 +471,36 @@ cdef class Folding:
         self.table = NULL
         return counts[1], [(groups[group], counts[group]) for group in range(3, len(groups))], counts[2]
 
-    cdef uint32_t group_of(self, tuple lacking, list groups, list counts) except? 0xFFFFFFFF:
+    cdef uint32_t group_of(self, tuple lacking, list groups) except? 0xFFFFFFFF:
         if lacking in groups:
             return groups.index(lacking)
         groups.append(lacking)
-        counts.append(0)
         return len(groups) - 1
 
-    cdef tuple lacking(self, uint32_t version):
-        """The places that no version of a row has."""
-        cdef uint32_t word, place
-        cdef uint64_t bits
-        cdef uint32_t at
-        found = []
-        for word in range(self.words):
-            bits = <uint64_t>0xFFFFFFFFFFFFFFFF
-            at = version
-            while at != NONE:
-                if self.version[at].unchanged == NONE:
-                    bits = 0
-                    break
-                bits &= self.bits[self.version[at].unchanged + word]
-                at = self.version[at].previous
-            for place in range(64):
-                if bits >> place & 1:
-                    found.append(word * 64 + place)
-        return tuple(found)
+    cdef void find_lacking(self, uint32_t version, uint64_t *bits) noexcept:
+        """The places that no version of a row has, as bits."""
+        cdef uint32_t word
+        memset(bits, 0xFF, <size_t>self.words * 8)
+        while version != NONE:
+            if self.version[version].unchanged == NONE:
+                memset(bits, 0, <size_t>self.words * 8)
+                return
+            for word in range(self.words):
+                bits[word] &= self.bits[self.version[version].unchanged + word]
+            version = self.version[version].previous
 
-    def encode(self, uint32_t first, uint32_t behind, bytes prefix, size_t room, ordinal):
+    cdef tuple places_of(self, const uint64_t *bits):
+        cdef uint32_t place
+        return tuple([place for place in range(self.columns) if bits[place // 64] >> (place % 64) & 1])
+
+    def encode(self, uint32_t first, uint32_t behind, bytes prefix not None, size_t room, ordinal):
         """The rows ``first`` to ``behind`` of the outcomes for COPY, behind ``prefix``: as many as ``room`` holds.
 
         With an ``ordinal`` that of the first row, and on, is in front of each. A value that is not known is a NULL; of a
         row to be deleted all but the key is. Returns the bytes, and the row to go on with.
         """
+        if behind > self.ordered:
+            raise IndexError(behind)
         cdef size_t used = len(prefix), bound
         cdef unsigned char *out
         cdef bint has_ordinal = ordinal is not None

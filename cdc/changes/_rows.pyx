@@ -21,11 +21,12 @@ cdef size_t FIRST_TUPLE = 6
 cdef class Projection:
     """The columns ``indices`` of a relation whose values come in the formats ``wire``; the key is at ``key`` of those.
 
-    Projections of equal ``content`` make the same bytes of a row.
+    Projections of equal ``content`` make the same bytes of a row. No column travels twice: a row would take more room
+    than its message gives reason for.
     """
 
-    def __cinit__(self, bytes wire, indices, key):
-        cdef uint32_t number
+    def __cinit__(self, bytes wire not None, indices not None, key not None):
+        cdef uint32_t number, place
         self.columns = len(wire)
         self.picks = len(indices)
         self.keys = len(key)
@@ -40,8 +41,13 @@ cdef class Projection:
             self.indices[number] = indices[number]
             if self.indices[number] >= self.columns:
                 raise IndexError(number)
+        if len(set(indices)) != self.picks:
+            raise ValueError("a column travels twice")
         for number in range(self.keys):
-            self.key[number] = self.indices[<uint32_t>key[number]]
+            place = key[number]
+            if place >= self.picks:
+                raise IndexError(place)
+            self.key[number] = self.indices[place]
         self.content = wire, tuple(indices)
         self.is_identity = tuple(indices) == tuple(range(self.columns))
 
@@ -68,7 +74,7 @@ cdef class Projection:
             kind = message[position]
             self.at[column] = <uint32_t>position
             if kind == self.wire[column]:
-                if position + 5 > size:
+                if position + 5 > size or be32(message + position + 1) > size - position - 5:
                     return -1
                 position += 5 + <size_t>be32(message + position + 1)
             elif kind == 0x6E:  # n
@@ -110,7 +116,7 @@ cdef class Projection:
 cdef class BlockRows:
     """Those rows of a block whose relations have a projection; ``projections`` are by the relation's number there."""
 
-    def __cinit__(self, Block block, list projections):
+    def __cinit__(self, Block block not None, list projections not None):
         cdef uint32_t number
         self.block = block
         self.projections = projections
@@ -160,13 +166,15 @@ cdef class BlockRows:
         return NONE
 
 
-def encode_inserts(BlockRows rows, Py_ssize_t position, size_t room, uint32_t columns):
+def encode_inserts(BlockRows rows not None, Py_ssize_t position, size_t room, uint32_t columns):
     """The new rows of insert messages from a position on, for COPY: as many as about ``room`` bytes hold.
 
     The first position is 0, whatever is there. Returns the bytes, the position to go on at (-1: there are no more),
     and whether that row is left to the caller, because it cannot be read or is not whole.
     """
     cdef Block block = rows.block
+    if not 0 <= position <= block.count:
+        raise IndexError(position)
     cdef uint32_t index = rows.first() if position == 0 else <uint32_t>(position - 1)
     cdef const unsigned char *message
     cdef size_t size, used = 0
@@ -185,6 +193,8 @@ def encode_inserts(BlockRows rows, Py_ssize_t position, size_t room, uint32_t co
             size = block.starts[index + 1] - block.starts[index]
             message = block.data + block.starts[index]
             projection = <Projection>rows.projection[block.relation[index]]
+            if projection.picks != columns:
+                raise ValueError("a projection of another table")
             if projection.walk(message, size, FIRST_TUPLE) != <Py_ssize_t>size or projection.has_unchanged:
                 is_stuck = True
                 break
@@ -202,7 +212,9 @@ cdef inline size_t bound_of(Block block, uint32_t index, uint32_t columns) noexc
     return block.starts[index + 1] - block.starts[index] + 4 * <size_t>columns + 16
 
 
-def behind(BlockRows rows, Py_ssize_t position):
+def behind(BlockRows rows not None, Py_ssize_t position):
     """The position behind a row that the caller has taken; -1 where there are no more."""
+    if not 0 < position <= rows.block.count:
+        raise IndexError(position)
     cdef uint32_t index = rows.behind(<uint32_t>(position - 1))
     return -1 if index == NONE else <Py_ssize_t>index + 1

@@ -14,7 +14,7 @@ cdef bytes _descriptions = b"RY"
 cdef size_t _header = 9
 
 
-def keep(Messages messages, Py_ssize_t index, bytearray records, size_t limit):
+def keep(Messages messages not None, Py_ssize_t index, bytearray records not None, size_t limit):
     """What `cdc.changes.stream_records.plain_keep` does."""
     cdef const char *kinds = PyBytes_AS_STRING(_plain)
     cdef size_t many = len(_plain)
@@ -47,7 +47,7 @@ def keep(Messages messages, Py_ssize_t index, bytearray records, size_t limit):
     return behind
 
 
-def given_out(bytes records, has_aborted, described):
+def given_out(bytes records not None, has_aborted, described):
     """What `cdc.changes.stream_records.plain_given_out` does, packed. Raises `ValueError` for records that are none."""
     cdef const unsigned char *record = <const unsigned char *>PyBytes_AS_STRING(records)
     cdef const char *descriptions = PyBytes_AS_STRING(_descriptions)

@@ -112,7 +112,7 @@ def part_of(block: Block, number: int, *, is_first: bool = True, is_last: bool =
     rows = PackedRows(block, number, number + 1)
     is_all = rows.is_whole
     relations = set(block.relations) if is_all else {block.relations[run[0]] for run in block.runs(first, behind)}
-    share = (behind - first) / max(1, len(block))
+    share = 1 if is_all else (behind - first) / max(1, len(block))
     return Part(
         xid,
         Lsn(commit_lsn),

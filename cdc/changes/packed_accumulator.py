@@ -28,14 +28,12 @@ from cdc.changes.descriptions import Descriptions, NeedTypes
 from cdc.changes.relation import Relation
 from cdc.changes.transaction import Change, Mark, Part, Run, Truncation
 from cdc.lsn import Lsn
-from cdc.pgoutput.compiled import IS_WANTED
+from cdc.pgoutput.compiled import is_compiled
 from cdc.pgoutput.decoder import decode
 from cdc.pgoutput.packed import Messages
 
-try:
+if is_compiled():
     from cdc.changes import _blocks
-except ImportError:
-    _blocks = None  # type: ignore[assignment]
 
 _OID = Struct(">I").unpack_from
 _COMMIT = Struct(">cBQQq")
@@ -180,5 +178,5 @@ AnyAccumulator = Accumulator | PackedAccumulator
 
 def accumulator_for(*, part_bytes: int, with_roots: bool = False) -> AnyAccumulator:
     """The accumulator of one replication connection: packed where the compiled core is there."""
-    twin = PackedAccumulator if IS_WANTED and _blocks is not None else Accumulator
+    twin = PackedAccumulator if is_compiled() else Accumulator
     return twin(part_bytes=part_bytes, with_roots=with_roots)

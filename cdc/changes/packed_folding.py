@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cdc.pgoutput.compiled import is_compiled
+
 if TYPE_CHECKING:
     from cdc.changes._folding import Folding
     from cdc.changes._rows import BlockRows
 
-try:
+if is_compiled():
     from cdc.changes import _folding
-except ImportError:
-    _folding = None  # type: ignore[assignment]
 
 BREATH_ROWS = 10_000
 """After how many rows the other tasks of the worker get their turn: some 2 ms."""

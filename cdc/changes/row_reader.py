@@ -16,19 +16,15 @@ from typing import TYPE_CHECKING
 
 from cdc.changes.relation import Relation
 from cdc.changes.translation import NotAsPlanned, Translate
-from cdc.pgoutput.compiled import IS_WANTED
+from cdc.pgoutput.compiled import is_compiled
 from cdc.pgoutput.layouts import LayoutReader
 from cdc.pgoutput.tuples import FIRST_MARKER, FIRST_TUPLE, NEW, NULL, OLD_ROW, UNCHANGED, read_fields
 
-try:
+if is_compiled():
     from cdc.changes import _rows
-except ImportError:
-    _rows = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from cdc.changes._rows import Projection
-
-_IS_PACKED = IS_WANTED and _rows is not None
 
 _LENGTH = Struct(">i")
 
@@ -146,7 +142,7 @@ def row_reader(
     if translations:
         pick = _translating(relation, indices, pick, translations)
     key_of: Callable[[Fields], Key] = itemgetter(*key) if key else lambda _: ()
-    is_plain = _IS_PACKED and not (translations or notes_time)
+    is_plain = is_compiled() and not (translations or notes_time)
     projection = _rows.Projection(wire, indices, key) if is_plain else None
     return RowReader(relation, wire, pick, key, key_of, LayoutReader(wire), projection)
 

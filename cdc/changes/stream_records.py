@@ -11,13 +11,11 @@ from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Final
 
-from cdc.pgoutput.compiled import IS_WANTED
+from cdc.pgoutput.compiled import is_compiled
 from cdc.pgoutput.packed import Messages
 
-try:
+if is_compiled():
     from cdc.changes import _stream_records
-except ImportError:
-    _stream_records = None  # type: ignore[assignment]
 
 PLAIN: Final = b"IUDTM"
 """What only has to be kept: rows, truncations and messages of the application."""
@@ -77,4 +75,4 @@ def keep(messages: Sequence[bytes], index: int, records: bytearray, limit: int) 
     return plain_keep(messages, index, records, limit)
 
 
-given_out = plain_given_out if not IS_WANTED or _stream_records is None else _stream_records.given_out
+given_out = _stream_records.given_out if is_compiled() else plain_given_out

@@ -31,7 +31,13 @@ cdef class Messages:
         self.owner = None
 
     def __init__(self, messages=()):
-        for message in messages:
+        cdef bytes message
+        if self.count or self.owner is not None:
+            raise TypeError("messages never change")
+        for item in messages:
+            if item is None:
+                raise TypeError("a message is bytes")
+            message = item
             self.append(<const unsigned char *>PyBytes_AS_STRING(message), len(message))
 
     def __dealloc__(self):
@@ -76,7 +82,7 @@ cdef class Messages:
         """Bytes of all messages."""
         return self.starts[self.count] - self.starts[0] if self.count else 0
 
-    def find(self, bytes kinds, Py_ssize_t start=0):
+    def find(self, bytes kinds not None, Py_ssize_t start=0):
         """The index of the first message, from ``start`` on, whose kind is among ``kinds``; -1 where there is none."""
         cdef const char *wanted = PyBytes_AS_STRING(kinds)
         cdef size_t many = len(kinds)
@@ -113,7 +119,8 @@ cdef class Messages:
             self.starts = <uint32_t *>grown
             self.starts_room = wanted
             self.starts[self.count] = <uint32_t>self.used
-        memcpy(self.data + self.used, head, head_size)
+        if head_size:
+            memcpy(self.data + self.used, head, head_size)
         if rest_size:
             memcpy(self.data + self.used + head_size, rest, rest_size)
         self.used += size
@@ -136,6 +143,10 @@ def split_frames(frames):
     """What `cdc.pgoutput.framing.split_frames` does, packed."""
     cdef Messages messages = Messages()
     cdef list keepalives = []
-    for frame in frames:
+    cdef bytes frame
+    for item in frames:
+        if item is None:
+            raise TypeError("a frame is bytes")
+        frame = item
         messages.take_frame(keepalives, <const unsigned char *>PyBytes_AS_STRING(frame), len(frame))
     return messages, keepalives

@@ -10,33 +10,26 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cdc.pgoutput import framing
-from cdc.pgoutput.compiled import IS_WANTED
+from cdc.pgoutput.compiled import is_compiled
 from cdc.pgoutput.framing import Keepalive
 
-if TYPE_CHECKING:
+if TYPE_CHECKING or is_compiled():
     from cdc.pgoutput._messages import Messages
 else:
-    try:
-        from cdc.pgoutput._messages import Messages
-    except ImportError:
 
-        class Messages(tuple):
-            """Stands for the compiled class where there is none; nothing is an instance of it."""
+    class Messages(tuple):
+        """Stands for the compiled class where it is not used; nothing is an instance of it."""
 
 
-try:
+if is_compiled():
     from cdc.pgoutput import _messages
-except ImportError:
-    _messages = None  # type: ignore[assignment]
-
-_IS_PACKED = IS_WANTED and _messages is not None
 
 __all__ = ["Messages", "find_kind", "size_bytes", "split_frames"]
 
 
 def split_frames(frames: Sequence[bytes]) -> tuple[Sequence[bytes], list[Keepalive]]:
     """What `cdc.pgoutput.framing.split_frames` does, packed where that is possible."""
-    if not _IS_PACKED:
+    if not is_compiled():
         return framing.split_frames(frames)
     return _messages.split_frames(frames)
 

@@ -75,7 +75,10 @@ def _say_what_is_compiled() -> None:
     if compiled.is_compiled():
         _log.info("the compiled core is used")
     elif compiled.IS_WANTED:
-        _log.warning("the compiled core is not built: everything works, and takes several times as much CPU per row")
+        _log.warning(
+            "the compiled core is not built, or not whole: everything works, and takes several times as much CPU a row",
+            why=compiled.why_not(),
+        )
     else:
         _log.warning("the compiled core is not used, because CDC_UNCOMPILED is set")
 

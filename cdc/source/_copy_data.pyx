@@ -19,8 +19,8 @@ def take(
     uintptr_t get_copy_data,
     uintptr_t free_memory,
     uintptr_t consume_input,
-    Messages messages,
-    list keepalives,
+    Messages messages not None,
+    list keepalives not None,
     long budget_bytes,
     long budget_frames,
 ):

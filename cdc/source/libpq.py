@@ -17,17 +17,15 @@ from typing import TYPE_CHECKING
 
 from psycopg import pq
 
-from cdc.pgoutput.compiled import IS_WANTED
+from cdc.pgoutput.compiled import is_compiled
 from cdc.pgoutput.framing import Keepalive
 from cdc.pgoutput.packed import Messages
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
 
-try:
+if is_compiled():
     from cdc.source import _copy_data
-except ImportError:
-    _copy_data = None  # type: ignore[assignment]
 
 _MODULES = {"binary": "psycopg_binary.pq", "c": "psycopg_c.pq"}
 
@@ -76,11 +74,14 @@ class FrameReader:
 
 def frame_reader(pgconn: PGconn) -> FrameReader | None:
     """The compiled reader for a connection that psycopg has opened; `None` where it cannot be used."""
-    functions = _functions() if IS_WANTED and _copy_data is not None else None
+    functions = _functions() if is_compiled() else None
     address = _address(pgconn)
     if functions is None or address is None:
         return None
-    said = tuple(getattr(functions.library, name)(ctypes.c_void_p(address)) for name in ("PQsocket", "PQbackendPID"))
+    try:
+        said = tuple(getattr(functions.library, name)(ctypes.c_void_p(address)) for name in _ASKED)
+    except ctypes.ArgumentError:
+        return None
     return FrameReader(pgconn, functions) if said == (pgconn.socket, pgconn.backend_pid) else None
 
 
@@ -108,14 +109,16 @@ def _functions() -> _Functions | None:
 
 
 _NAMES = ("PQgetCopyData", "PQfreemem", "PQconsumeInput")
+_ASKED = ("PQsocket", "PQbackendPID")
 
 
 def _library() -> ctypes.CDLL | None:
     """The library that psycopg calls, by way of its own module."""
     try:
         if pq.__impl__ == "python":
-            library: ctypes.CDLL = importlib.import_module("psycopg.pq._pq_ctypes").pq
-            return library
+            # The same library in functions of our own: psycopg's take pointers to its own structures only.
+            found: ctypes.CDLL = importlib.import_module("psycopg.pq._pq_ctypes").pq
+            return ctypes.CDLL(found._name, handle=found._handle)
         module = importlib.import_module(_MODULES[pq.__impl__])
         return ctypes.CDLL(str(module.__file__))
     except (ImportError, KeyError, AttributeError, OSError):

@@ -13,14 +13,13 @@ from struct import Struct
 
 from cdc.changes.packed_folding import EncodedRows
 from cdc.changes.row_reader import Fields, FormatChanged, RowReader
+from cdc.pgoutput.compiled import is_compiled
 from cdc.pgoutput.tuples import UNCHANGED, UnexpectedFormat
 from cdc.target.shared_encoding import SharedEncoding
 from cdc.target.steps import PackedPiece
 
-try:
+if is_compiled():
     from cdc.changes import _rows
-except ImportError:
-    _rows = None  # type: ignore[assignment]
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"

@@ -20,16 +20,15 @@ from cdc.changes.relation import Relation
 from cdc.changes.row_reader import RowReader, ValueRefused
 from cdc.changes.transaction import Kind, Part, Run, Truncation
 from cdc.changes.translation import UnknownObjects
+from cdc.pgoutput.compiled import is_compiled
 from cdc.target.table_plan import TablePlan
 from cdc.target.table_shape import TableShape
 
 if TYPE_CHECKING:
     from cdc.changes._rows import BlockRows
 
-try:
+if is_compiled():
     from cdc.changes import _rows
-except ImportError:
-    _rows = None  # type: ignore[assignment]
 
 TargetName = tuple[str, str]
 """Schema and name of a target's table."""

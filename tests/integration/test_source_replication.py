@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -12,6 +14,7 @@ import pytest
 
 from cdc.errors import ResyncNeeded, SetupError, SlotInUse, SourceUnavailable
 from cdc.lsn import INVALID_LSN, Lsn
+from cdc.pgoutput.compiled import is_compiled
 from cdc.source import replication
 from cdc.source.connection import Connection, connect
 from cdc.source.replication import BinaryRefused, ReplicationConnection, StreamPoisoned
@@ -77,6 +80,37 @@ async def test_a_slot_streams_what_commits_after_its_consistent_point(
         got = await messages(walsender, b"C")
     assert [message[:1] for message in got] == [b"B", b"R", b"I", b"C"]
     assert b"after" in got[2]
+
+
+_READS_ONCE = """
+import asyncio, sys
+from psycopg import pq
+from cdc.source.replication import ReplicationConnection
+
+async def main(dsn, slot, publication):
+    async with await ReplicationConnection.open(dsn, slot) as walsender:
+        await walsender.start(slot, [publication])
+        kinds = b""
+        while b"C" not in kinds:
+            kinds += b"".join(message[:1] for message in (await walsender.receive())[0])
+        print(pq.__impl__, walsender._reader is not None, kinds.decode())
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_psycopg_in_pure_python_is_read_as_the_others_are(
+    source: Database, session: Connection, slot: str
+) -> None:
+    source.create_slot(slot)
+    source.execute("INSERT INTO public.\"t-t\" VALUES (1, 'a')")
+    reading = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _READS_ONCE, source.dsn, slot, PUBLICATIONS[0]),
+        env={**os.environ, "PSYCOPG_IMPL": "python"},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await asyncio.wait_for(reading.communicate(), 60)
+    assert said.decode().split() == ["python", str(is_compiled()), "BRIC"]
 
 
 async def test_the_name_of_the_connection_is_the_one_that_was_asked_for(source: Database, slot: str) -> None:
