@@ -25,11 +25,11 @@ from cdc.changes.transaction import Part, divided
 from cdc.pgoutput.packed import Messages
 from cdc.target.copy_encoding import packed_stream
 from cdc.target.steps import Group, RoutedPart, split
+from tests import twins
 from tests.database import Database
 from tests.streams import protocol_1, transactions
-from tests.unit import test_packed_twins as twins
 
-pytestmark = twins.pytestmark
+pytestmark = twins.needs_compiled_core
 
 PUBLICATION = "recorded"
 TRANSACTIONS = 120

@@ -7,45 +7,45 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
-from cdc.changes.accumulator import Accumulator, UnknownTypes
-from cdc.changes.compaction import Compaction, Contradiction, KeyChange, Outcome
-from cdc.changes.packed_accumulator import AnyAccumulator, PackedAccumulator
-from cdc.changes.packed_folding import PackedCompaction, Uncovered
+from cdc.changes.accumulator import Accumulator
+from cdc.changes.packed_accumulator import PackedAccumulator
+from cdc.changes.packed_folding import PackedCompaction
 from cdc.changes.relation import Relation
-from cdc.changes.row_reader import FormatChanged, KeyNotSent, RowReader, row_reader
-from cdc.changes.transaction import Kind, Mark, Part, Run, Truncation, divided
-from cdc.errors import ProtocolError
+from cdc.changes.row_reader import row_reader
+from cdc.changes.transaction import Kind, Part
 from cdc.lsn import Lsn
 from cdc.pgoutput import framing, packed
 from cdc.pgoutput import messages as m
-from cdc.pgoutput.compiled import is_compiled
 from cdc.pgoutput.packed import Messages
-from cdc.pgoutput.tuples import NULL, UNCHANGED
-from cdc.target.copy_encoding import CHUNK_BYTES, NotSent, messages_stream, packed_stream, rows_stream
+from cdc.target.copy_encoding import CHUNK_BYTES, packed_stream, rows_stream
 from cdc.target.steps import Group, PackedPiece, RoutedPart, split
+from tests.twins import (
+    Plan,
+    Result,
+    Shape,
+    collected,
+    compare_outcomes,
+    content,
+    encoded_plainly,
+    fed_in_pieces,
+    needs_compiled_core,
+    outcome_of,
+    whole,
+)
 from tests.unit.pgoutput_encoder import encode
 from tests.unit.test_accumulator import TYPES, begin, commit, mark, relation
 from tests.unit.test_compaction import KEYS, VALUES, histories, tuple_data, update
 
-pytestmark = pytest.mark.skipif(not is_compiled(), reason="the compiled core is not built, or CDC_UNCOMPILED is set")
+pytestmark = needs_compiled_core
 
-Result = tuple[Any, ...]
 BEYOND = st.sampled_from([0, 1, 4, 8, 0x42, 0x43, 0x49, 0x4B, 0x4E, 0x4F, 0x62, 0x6E, 0x74, 0x75, 0x7F, 0xFF])
-
-
-def outcome_of(work: Callable[[], Any]) -> Result:
-    """What came of it: a result, or an error's type and message."""
-    try:
-        return "result", work()
-    except (ProtocolError, FormatChanged, NotSent, Contradiction, KeyNotSent) as error:
-        return type(error), str(error), getattr(error, "column_index", None)
 
 
 def damaged(draw: st.DrawFn, messages: list[bytes]) -> list[bytes]:
@@ -146,64 +146,6 @@ def streams(draw: st.DrawFn) -> list[bytes]:
     return damaged(draw, found)
 
 
-def fed_in_pieces(accumulator: AnyAccumulator, messages: Sequence[bytes], cuts: Sequence[int]) -> list[Part]:
-    return divided(fed(accumulator, messages, cuts))
-
-
-def fed(accumulator: AnyAccumulator, messages: Sequence[bytes], cuts: Sequence[int]) -> list[Part]:
-    accumulator.descriptions.learn(TYPES, frozenset(TYPES))
-    parts: list[Part] = []
-    for first, last in zip([0, *cuts], [*cuts, len(messages)], strict=True):
-        left: Sequence[bytes] = messages[first:last]
-        while left:
-            try:
-                accumulator.feed(left)
-                break
-            except UnknownTypes as unknown:
-                accumulator.descriptions.learn({}, unknown.keys)
-                left = unknown.remaining
-        parts += accumulator.take()
-        if isinstance(accumulator, PackedAccumulator):
-            assert all(part.is_first and part.is_last for part in parts if part.transaction_count > 1)
-    return parts
-
-
-def content(part: Part) -> Result:
-    """What a part says, without its sizes; relations by their names. Runs that are alike are one."""
-
-    def change(one: Run | Truncation | Mark) -> Result:
-        if isinstance(one, Run):
-            return one.relation.oid, one.relation.name, one.kind, one.commit_time_us, list(one.rows)
-        if isinstance(one, Truncation):
-            return tuple(found.oid for found in one.relations), one.cascade, one.restart_identity, one.commit_time_us
-        return one.prefix, one.content, one.lsn
-
-    changes: list[Result] = []
-    for one in map(change, part.changes):
-        if changes and len(one) == 5 and changes[-1][:4] == one[:4]:
-            changes[-1][4].extend(one[4])
-        else:
-            changes.append(one)
-    names = {(found.oid, found.name) for found in part.relations}
-    return part.xid, part.commit_lsn, part.end_lsn, part.commit_time_us, part.row_count, changes, part.marks, names
-
-
-def whole(parts: Sequence[Part]) -> list[Result]:
-    """The changes one by one, wherever large transactions were cut, with the transaction and what ends."""
-    found: list[Result] = []
-    for part in parts:
-        for one in part.changes:
-            if isinstance(one, Run):
-                found += [(part.xid, one.relation.oid, one.relation.name, one.kind, message) for message in one.rows]
-            elif isinstance(one, Truncation):
-                found.append((part.xid, [relation.oid for relation in one.relations]))
-            else:
-                found.append((part.xid, one))
-        if part.is_last:
-            found.append((part.xid, part.end_lsn))
-    return found
-
-
 @settings(max_examples=150)
 @given(streams(), st.data())
 def test_the_same_messages_come_to_the_same_transactions(stream: list[bytes], data: st.DataObject) -> None:
@@ -278,22 +220,6 @@ def block_of(changes: Sequence[bytes], oids: int = 1) -> Part:
     return part
 
 
-class Shape:
-    """What `cdc.target.steps` asks of a shape."""
-
-    schema = "public"
-
-    def __init__(self, key: tuple[int, ...], name: str = "t") -> None:
-        self.key, self.name = key, name
-
-
-class Plan:
-    """What `cdc.target.steps` asks of a plan."""
-
-    def __init__(self, shape: Shape, reader: RowReader) -> None:
-        self.shape, self.reader = shape, reader
-
-
 def groups(parts: Sequence[Part], wire: bytes, indices: tuple[int, ...], key: tuple[int, ...]) -> list[Group]:
     """The changes of parts on their way into one table."""
     shape = Shape(key)
@@ -307,16 +233,6 @@ def groups(parts: Sequence[Part], wire: bytes, indices: tuple[int, ...], key: tu
         for found in step.tables.values()
         for group in found
     ]
-
-
-async def collected(stream: AsyncIterator[bytes]) -> bytes:
-    return b"".join([chunk async for chunk in stream])
-
-
-def encoded_plainly(group: Group, columns: int) -> bytes:
-    # Row by row: of several rows that cannot be encoded, which is met first depends on how many are read at once.
-    rows = ((plan.reader, [row]) for plan, run in group.runs() for row in run.rows)
-    return asyncio.run(collected(messages_stream(rows, columns)))
 
 
 @st.composite
@@ -362,60 +278,11 @@ def test_rows_are_encoded_in_chunks_whatever_their_size() -> None:
 # --- folding
 
 
-def staged(outcome: Outcome, columns: int, key: tuple[int, ...], first: int | None) -> bytes:
-    """What the plain way stages of an outcome, and its inserts behind that."""
-    rows: list[Any] = []
-    for found in outcome.deletes:
-        fields = [NULL] * columns
-        for place, value in zip(key, found, strict=True):
-            fields[place] = value
-        rows.append(fields)
-    for updates in outcome.updates.values():
-        rows += [[NULL if value is UNCHANGED else value for value in fields] for fields in updates]
-    rows += outcome.inserts
-    return asyncio.run(collected(rows_stream(rows, columns, first_ordinal=first)))
-
-
-def folded_plainly(group: Group, *, keeps_rows: bool) -> list[Outcome | KeyChange]:
-    compaction = Compaction(keeps_rows=keeps_rows)
-    for plan, run in group.runs():
-        compaction.add(plan.reader, run.kind, run.rows)
-    return compaction.finish()
-
-
 def compare_folding(parts: Sequence[Part], shape: Any, *, keeps_rows: bool) -> str:
     """Fold both ways; returns what came of it."""
     wire, indices, key = shape
     [group] = groups(parts, wire, indices, key)
     return compare_outcomes(group, indices, key, keeps_rows=keeps_rows)
-
-
-def compare_outcomes(group: Group, indices: tuple[int, ...], key: tuple[int, ...], *, keeps_rows: bool) -> str:
-    assert group.packed is not None
-    plain = outcome_of(lambda: folded_plainly(group, keeps_rows=keeps_rows))
-    compaction = PackedCompaction(len(indices), key, keeps_rows=keeps_rows)
-    try:
-        for piece in group.packed:
-            for _ in compaction.add(piece.rows):
-                pass
-    except Uncovered:
-        return f"not covered, {plain[0]}"
-    compiled = compaction.finish()
-    assert plain[0] == "result"
-    stretches = plain[1] or [Outcome()]
-    assert len(stretches) == 1
-    [outcome] = stretches
-    assert isinstance(outcome, Outcome)
-    assert compiled.deletes == len(outcome.deletes)
-    assert list(compiled.updates) == [(places, len(rows)) for places, rows in outcome.updates.items()]
-    assert compiled.inserts == len(outcome.inserts)
-    for first in (None, 1, (1 << 40) + 7):
-        rows = compiled.rows(with_inserts=True)
-        found = asyncio.run(collected(rows_stream(rows, len(indices), first_ordinal=first)))
-        assert found == staged(outcome, len(indices), key, first)
-    inserted = asyncio.run(collected(rows_stream(compiled.inserted(), len(indices))))
-    assert inserted == staged(Outcome(inserts=outcome.inserts), len(indices), key, None)
-    return "folded"
 
 
 @settings(max_examples=200)
