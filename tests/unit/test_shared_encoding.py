@@ -6,15 +6,15 @@ import asyncio
 
 import pytest
 
-from cdc.pgoutput.compiled import is_compiled
 from cdc.target import copy_encoding
 from cdc.target.copy_encoding import packed_stream
 from cdc.target.shared_encoding import SharedEncoding
 from cdc.target.steps import PackedPiece
+from tests.twins import collected, needs_compiled_core
 from tests.unit.test_compaction import tuple_data
-from tests.unit.test_packed_twins import block_of, collected, groups
+from tests.unit.test_packed_twins import block_of, groups
 
-pytestmark = pytest.mark.skipif(not is_compiled(), reason="the compiled core is not built, or CDC_UNCOMPILED is set")
+pytestmark = needs_compiled_core
 
 IDENTITY = (b"bbb", (0, 1, 2), (0,))
 REVERSED = (b"bbb", (2, 1, 0), (2,))
