@@ -10,22 +10,12 @@ left to the caller.
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport UINT32_MAX
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
-from cdc.pgoutput._messages cimport Messages, be32, be64
+from cdc.pgoutput._messages cimport BEGIN, COMMIT, DELETE, INSERT, UPDATE, Messages, be32, be64, grown
 
-cdef unsigned char INSERT = 0x49
-cdef unsigned char UPDATE = 0x55
-cdef unsigned char DELETE = 0x44
 cdef uint32_t NONE = UINT32_MAX
-
-
-cdef void *grown(void *memory, size_t size) except NULL:
-    cdef void *result = realloc(memory, size)
-    if result == NULL:
-        raise MemoryError()
-    return result
 
 
 cdef class Block:
@@ -315,7 +305,7 @@ cdef class Packer:
                 if self.used_by_open() > self.part_bytes:
                     self.has_outgrown = True
                     break
-            elif message[0] == 0x42:  # B
+            elif message[0] == BEGIN:
                 if size != 21 or self.in_transaction:
                     break
                 begun.commit_lsn = be64(message + 1)
@@ -326,7 +316,7 @@ cdef class Packer:
                 self.open_used = block.used
                 self.in_transaction = True
                 index += 1
-            elif message[0] == 0x43:  # C
+            elif message[0] == COMMIT:
                 if size != 26 or not self.in_transaction or self.is_careful:
                     break
                 if message[1] or be64(message + 2) != block.transaction[block.transactions - 1].commit_lsn:

@@ -11,12 +11,12 @@ import os
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport UINT32_MAX, int32_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from cdc.changes._blocks cimport Block
 from cdc.changes._rows cimport BlockRows, Projection
-from cdc.pgoutput._messages cimport be32
+from cdc.pgoutput._messages cimport INSERT, NEW_ROW, NULL_VALUE, OLD_KEY, UNCHANGED, UPDATE, be32, grown
 
 UNCOVERED = -2
 
@@ -44,13 +44,6 @@ cdef struct Entry:
     uint32_t version
     uint32_t group
     uint8_t is_fresh
-
-
-cdef void *grown(void *memory, size_t size) except NULL:
-    cdef void *result = realloc(memory, size)
-    if result == NULL:
-        raise MemoryError()
-    return result
 
 
 cdef size_t larger(size_t room, size_t least) except 0:
@@ -173,9 +166,9 @@ cdef class Folding:
                 number = self.number_of(projection)
             message = block.data + block.starts[index]
             size = block.starts[index + 1] - block.starts[index]
-            if message[0] == 0x55:
+            if message[0] == UPDATE:
                 is_covered = self.update(projection, number, message, size)
-            elif message[0] == 0x49:
+            elif message[0] == INSERT:
                 is_covered = self.insert(projection, number, message, size)
             else:
                 is_covered = self.delete(projection, message, size)
@@ -234,12 +227,12 @@ cdef class Folding:
         cdef bint is_new = False, is_old_new = False
         cdef uint32_t found, left, known
         cdef Py_ssize_t end = FIRST_TUPLE
-        if message[5] != 0x4E:
+        if message[5] != NEW_ROW:
             # The old key is here. (A whole old row is not read here: such rows may share keys.)
-            if message[5] != 0x4B:
+            if message[5] != OLD_KEY:
                 return False
             end = projection.walk(message, size, FIRST_TUPLE)
-            if end < 0 or projection.has_unchanged or end + 1 >= size or message[end] != 0x4E:
+            if end < 0 or projection.has_unchanged or end + 1 >= size or message[end] != NEW_ROW:
                 return False
             left = self.find(projection, message, &is_old_new)
             end += 1
@@ -310,7 +303,7 @@ cdef class Folding:
             self.bits_room = <uint32_t>room
         memset(self.bits + at, 0, <size_t>self.words * 8)
         for place in range(self.columns):
-            if message[projection.at[projection.indices[place]]] == 0x75:
+            if message[projection.at[projection.indices[place]]] == UNCHANGED:
                 self.bits[at + place // 64] |= <uint64_t>1 << (place % 64)
         self.bits_used += self.words
         return at
@@ -358,9 +351,9 @@ cdef class Folding:
         for number in range(projection.keys):
             column = projection.key[number]
             value = message + projection.at[column]
-            if value[0] == 0x75:
+            if value[0] == UNCHANGED:
                 return NONE
-            if value[0] == 0x6E:
+            if value[0] == NULL_VALUE:
                 memset(key + used, 0xFF, 4)
                 used += 4
             else:
@@ -577,9 +570,9 @@ cdef class Folding:
                 for place in range(self.columns):
                     if cell[place] == NULL:
                         value = version.message + projection.at[projection.indices[place]]
-                        if value[0] == 0x6E:
+                        if value[0] == NULL_VALUE:
                             cell[place] = NULL_FIELD
-                        elif value[0] != 0x75:
+                        elif value[0] != UNCHANGED:
                             cell[place] = value + 1
                 at = version.previous
         for place in range(self.columns):

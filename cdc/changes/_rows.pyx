@@ -12,7 +12,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from cdc.changes._blocks cimport Block
-from cdc.pgoutput._messages cimport be16, be32
+from cdc.pgoutput._messages cimport NULL_VALUE, UNCHANGED, be16, be32
 
 cdef uint32_t NONE = UINT32_MAX
 cdef size_t FIRST_TUPLE = 6
@@ -77,9 +77,9 @@ cdef class Projection:
                 if position + 5 > size or be32(message + position + 1) > size - position - 5:
                     return -1
                 position += 5 + <size_t>be32(message + position + 1)
-            elif kind == 0x6E:  # n
+            elif kind == NULL_VALUE:
                 position += 1
-            elif kind == 0x75:  # u
+            elif kind == UNCHANGED:
                 position += 1
                 has_unchanged = True
             else:
@@ -91,7 +91,7 @@ cdef class Projection:
         if has_unchanged and not self.is_identity:
             self.has_unchanged = False
             for column in range(self.picks):
-                if message[self.at[self.indices[column]]] == 0x75:
+                if message[self.at[self.indices[column]]] == UNCHANGED:
                     self.has_unchanged = True
         return position
 

@@ -1,5 +1,26 @@
 # cython: language_level=3
 from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport realloc
+
+cdef enum:
+    # Kinds of messages, of their tuples, and of the values in those (cdc.pgoutput.messages, cdc.pgoutput.tuples).
+    BEGIN = 0x42  # B
+    COMMIT = 0x43  # C
+    INSERT = 0x49  # I
+    UPDATE = 0x55  # U
+    DELETE = 0x44  # D
+    OLD_KEY = 0x4B  # K
+    NEW_ROW = 0x4E  # N
+    NULL_VALUE = 0x6E  # n
+    UNCHANGED = 0x75  # u
+
+
+cdef inline void *grown(void *memory, size_t size) except NULL:
+    """Memory of another size, with the same content (`NULL`: new memory); what was there stays where there is none."""
+    cdef void *result = realloc(memory, size)
+    if result == NULL:
+        raise MemoryError()
+    return result
 
 
 cdef inline uint32_t be16(const unsigned char *p) noexcept nogil:

@@ -7,7 +7,7 @@ by frame, and never changes afterwards.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport UINT32_MAX
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport free
 from libc.string cimport memchr, memcpy
 
 from cdc.pgoutput.framing import HEADER as _HEADER
@@ -101,22 +101,15 @@ cdef class Messages:
         """Add a message that lies in two places."""
         cdef size_t size = head_size + rest_size
         cdef size_t wanted
-        cdef void *grown
         if self.owner is not None or self.used + size > UINT32_MAX:
             raise MemoryError("a buffer of messages is full")
         if self.used + size > self.room:
             wanted = max(self.used + size, 2 * self.room, 16 * 1024)
-            grown = realloc(self.data, wanted)
-            if grown == NULL:
-                raise MemoryError()
-            self.data = <unsigned char *>grown
+            self.data = <unsigned char *>grown(self.data, wanted)
             self.room = wanted
         if self.count + 2 > self.starts_room:
             wanted = max(2 * self.starts_room, 256)
-            grown = realloc(self.starts, wanted * sizeof(uint32_t))
-            if grown == NULL:
-                raise MemoryError()
-            self.starts = <uint32_t *>grown
+            self.starts = <uint32_t *>grown(self.starts, wanted * sizeof(uint32_t))
             self.starts_room = wanted
             self.starts[self.count] = <uint32_t>self.used
         if head_size:
