@@ -64,7 +64,6 @@ def bench(request: pytest.FixtureRequest, source: Database, make_target: MakeDat
     ddl, triggers_fire = TARGETS[request.param]
     with asyncio.Runner() as runner:
         replica = runner.run(open_replica(source, target, workload.DDL, ddl, triggers_fire=triggers_fire))
-        target.execute("CREATE SCHEMA cdc; CREATE TABLE cdc.target (position pg_lsn)")
         yield Bench(runner, replica, source, target)
         runner.run(replica.session.close())
 
